@@ -1,0 +1,83 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// CI sets SWIFT_NBD_STRICT=1: warnings become errors there, never in somebody else's build of this package.
+let isStrict = Context.environment["SWIFT_NBD_STRICT"] == "1"
+
+let settings: [SwiftSetting] =
+    [
+        .swiftLanguageMode(.v6),
+        .strictMemorySafety(),
+        .enableExperimentalFeature("Lifetimes"),
+        .enableUpcomingFeature("ExistentialAny"),
+        .enableUpcomingFeature("InternalImportsByDefault"),
+        .enableUpcomingFeature("MemberImportVisibility"),
+        .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+    ] + (isStrict ? [.treatAllWarnings(as: .error)] : [])
+
+let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
+let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
+let log: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
+let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
+let systemPackage: Target.Dependency = .product(name: "SystemPackage", package: "swift-system")
+let toml: Target.Dependency = .product(name: "TOMLKit", package: "TOMLKit")
+
+/// One room of the house. What it may import is exactly what is listed here (see ARCHITECTURE.md).
+func room(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
+    .target(name: name, dependencies: dependencies, exclude: ["README.md"], swiftSettings: settings)
+}
+
+func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .testTarget(name: name, dependencies: dependencies, swiftSettings: settings)
+}
+
+let package = Package(
+    name: "swift-nbd",
+    platforms: [.macOS(.v15)],
+    products: [
+        .library(name: "NBDServer", targets: ["NBDServer"]),
+        .library(name: "NBDClient", targets: ["NBDClient"]),
+        .library(name: "Block", targets: ["Block"]),
+        .library(name: "BlockDrivers", targets: ["BlockDrivers"]),
+        .library(name: "NBDProtocol", targets: ["NBDProtocol"]),
+        .library(name: "BlockDeviceConformance", targets: ["BlockDeviceConformance"]),
+        .executable(name: "nbd", targets: ["nbd"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+        .package(url: "https://github.com/LebJe/TOMLKit", from: "0.6.0"),
+    ],
+    targets: [
+        // Ground
+        .target(name: "CHostIO"),
+        room("HostIO", ["CHostIO", systemPackage]),
+        // Cellar
+        room("Block", ["HostIO"]),
+        room("NBDProtocol"),
+        // Engine
+        room("NBDEngine", ["NBDProtocol", "Block", nioCore]),
+        // Workshops
+        room("NBDServer", ["NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
+        room("NBDClient", ["NBDProtocol", nioCore, nioPosix, log]),
+        room("BlockDrivers", ["Block", "HostIO"]),
+        room("BlockDeviceConformance", ["Block"]),
+        // Street
+        room(
+            "NBDTool",
+            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "Block", "HostIO", log, lifecycle, arguments, toml]),
+        .executableTarget(name: "nbd", dependencies: ["NBDTool"], swiftSettings: settings),
+        // Tests
+        tests("BlockTests", ["Block", "BlockDeviceConformance"]),
+        tests("HostIOTests", ["HostIO"]),
+        tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
+        tests("NBDProtocolTests", ["NBDProtocol"]),
+        tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", nioCore]),
+        tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
+        tests("NBDToolTests", ["NBDTool", "NBDProtocol", "Block"]),
+    ]
+)

@@ -1,0 +1,1 @@
+@main struct NBD { static func main() {} }
