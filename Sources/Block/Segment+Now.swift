@@ -1,0 +1,30 @@
+import HostIO
+
+extension Segment {
+    public var byteCount: Int {
+        switch self {
+        case .file(_, _, let count), .zeroes(let count): count
+        }
+    }
+
+    /// Appends the segment's bytes to `output`, which has room for them, if that can be done without waiting for a disk.
+    public func readNow(into output: inout OutputRawSpan) -> Bool {
+        switch self {
+        case .file:
+            return false
+        case .zeroes(let count):
+            // SAFETY: `append` checks the capacity; zero is a byte.
+            unsafe output.append(repeating: 0, count: count, as: UInt8.self)
+            return true
+        }
+    }
+
+    /// Writes `bytes`, as many as the segment has, if that can be done without waiting for a disk. After false some of them may have been
+    /// written.
+    public func writeNow(from bytes: RawSpan) -> Bool {
+        switch self {
+        case .file: return false
+        case .zeroes: return false
+        }
+    }
+}

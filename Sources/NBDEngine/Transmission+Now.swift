@@ -1,0 +1,66 @@
+import Block
+import NBDProtocol
+import NIOCore
+
+// The fast path: a request whose bytes lie in the page cache is answered in the same turn, without a task, a slot or an allocation.
+extension Transmission {
+    /// Longest request that is done on the event loop: more would keep other clients of the loop waiting.
+    static let nowByteCountLimit: UInt64 = 256 << 10
+
+    /// Carries out a request at once if the device says where its bytes lie and they are at hand; otherwise nothing has happened.
+    func runNow(_ request: RequestRules.Request, _ payload: ByteBuffer, cost: Int, _ mapper: any RangeMapper) -> Bool {
+        guard request.count > 0, request.count <= Self.nowByteCountLimit,
+            let range = ByteRange(start: request.offset, count: request.count)
+        else { return false }
+        let encoder = ReplyEncoder(mode: rules.mode, cookie: request.cookie, offset: request.offset, trace: trace)
+        segments.removeAll()
+        switch request.command {
+        case .read where request.flags.subtracting(.df).isEmpty:
+            guard mayReadWithoutHoles(request), mapper.mapRead(range, into: &segments) else { return false }
+            guard readNow(Int(request.count), encoder) else { return false }
+        case .write where request.flags.subtracting(.payloadLength).isEmpty:
+            guard mapper.mapWrite(range, into: &segments), writeNow(payload) else { return false }
+            _ = replies.append(room: 32) {
+                encoder.success(into: &$0)
+                return true
+            }
+            lease.charge(encoder.successByteCount)
+        default:
+            return false
+        }
+        lease.release(cost)
+        return true
+    }
+
+    private func mayReadWithoutHoles(_ request: RequestRules.Request) -> Bool {
+        rules.mode == .simple || request.flags.contains(.df) || request.count < AwaitedRequest.sparseReadFloor
+    }
+
+    /// Header and data straight into the queue of replies.
+    private func readNow(_ count: Int, _ encoder: ReplyEncoder) -> Bool {
+        let byteCount = encoder.dataHeaderByteCount + count
+        let isDone = replies.append(room: byteCount) { buffer in
+            var isComplete = false
+            buffer.writeWithOutputRawSpan(minimumWritableBytes: byteCount) { output in
+                encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &output)
+                for segment in segments.segments where !segment.readNow(into: &output) { return }
+                isComplete = output.byteCount == byteCount
+            }
+            return isComplete
+        }
+        guard isDone else { return false }
+        lease.charge(byteCount)
+        if trace != nil { encoder.traceData(position: encoder.offset, count: count) }
+        return true
+    }
+
+    private func writeNow(_ payload: ByteBuffer) -> Bool {
+        // One segment only. A write that stops half-way is repeated in full by the slow path, with the same bytes at the same place.
+        guard segments.segments.count == 1 else { return false }
+        return segments.segments[0].writeNow(from: payload.readableBytesSpan)
+    }
+}
+
+extension ReplyEncoder {
+    var successByteCount: Int { mode == .extended ? ChunkHeader.byteCount(.extended) : SimpleReply.byteCount }
+}
