@@ -1,0 +1,1 @@
+// Declarations only; the code is in libFuzzer.

@@ -1,0 +1,34 @@
+import CFuzz
+import Glibc
+
+/// What can be fuzzed, by name. A target gets arbitrary bytes and traps when a promise is broken.
+let targets: [String: @Sendable ([UInt8]) -> Void] = [
+    "canary": fuzzCanary
+]
+
+/// Named by FUZZ_TARGET, since libFuzzer owns the command line.
+let target: @Sendable ([UInt8]) -> Void = {
+    guard let name = unsafe getenv("FUZZ_TARGET").map({ unsafe String(cString: $0) }), let target = targets[name] else {
+        print("FUZZ_TARGET must be one of: \(targets.keys.sorted().joined(separator: " "))")
+        exit(2)
+    }
+    return target
+}()
+
+@main struct Fuzz {
+    static func main() {
+        var count = CommandLine.argc
+        var arguments: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>? = unsafe CommandLine.unsafeArgv
+        // SAFETY: both are the arguments that the process was started with; libFuzzer owns `size` bytes at `start` for the length of the
+        // callback, and they are copied.
+        let result = unsafe LLVMFuzzerRunDriver(&count, &arguments) { start, size in
+            target(unsafe [UInt8](UnsafeBufferPointer(start: start, count: size)))
+            return 0
+        }
+        exit(result)
+    }
+}
+
+func fuzzCanary(_ input: [UInt8]) {
+    precondition(!input.starts(with: "NBD!".utf8), "the canary has died, as it must")
+}
