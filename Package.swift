@@ -80,6 +80,7 @@ let package = Package(
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
         tests("NBDProtocolTests", ["NBDProtocol"]),
         tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", nioCore]),
+        tests("NBDClientTests", ["NBDClient", "NBDProtocol"]),
         tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
         tests("NBDToolTests", ["NBDTool", "NBDProtocol", "Block"]),
     ]

@@ -37,6 +37,15 @@ public struct WireReader: ~Escapable {
         return unsafe head.withUnsafeBytes { unsafe [UInt8]($0) }
     }
 
+    /// A reader of the next `count` bytes alone.
+    @_lifetime(copy self) @_lifetime(self: copy self)
+    public mutating func part(_ count: Int) throws(WireError) -> WireReader {
+        guard count >= 0, rest.byteCount >= count else { throw .truncated }
+        let head = WireReader(rest.extracting(first: count))
+        rest = rest.extracting(droppingFirst: count)
+        return head
+    }
+
     /// All bytes that are left.
     @_lifetime(self: copy self)
     public mutating func remainder() -> [UInt8] {
