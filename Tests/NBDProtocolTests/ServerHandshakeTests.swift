@@ -304,7 +304,7 @@ private typealias Harness = HandshakeHarness
         [],
         bigEndian(UInt32(0)),
         bigEndian(UInt32(0)) + [0],
-        bigEndian(UInt32(4097)) + [UInt8](repeating: 0x61, count: 4097) + [0, 0],
+        bigEndian(UInt32(4097)),
         bigEndian(UInt32(257)) + [UInt8](repeating: 0x61, count: 100),
         bigEndian(UInt32.max) + [0, 0],
         counted("disk"),
@@ -457,9 +457,10 @@ private typealias Harness = HandshakeHarness
     @Test(arguments: [
         metaData("nope", ["base:allocation"]), metaData("disk", ["base:allocation"]) + [0], [], [0, 0, 0],
         counted("disk") + bigEndian(UInt32(1)) + bigEndian(UInt32(400)),
-        [UInt8](repeating: 0, count: 300 << 10),
+        [0xFF],  // stands for 300 KiB of zeroes: arguments are printed
     ])
     func `a SET that fails leaves nothing selected`(data: [UInt8]) {
+        let data = data == [0xFF] ? [UInt8](repeating: 0, count: 300 << 10) : data
         var harness = Harness()
         harness.begin()
         _ = harness.option(.structuredReply)
@@ -486,13 +487,13 @@ private typealias Harness = HandshakeHarness
         ([], OptionReplyType.invalid),
         (counted("disk"), .invalid),
         (counted("di\0k") + bigEndian(UInt32(0)), .invalid),
-        (bigEndian(UInt32(4097)) + [UInt8](repeating: 0x61, count: 4097) + bigEndian(UInt32(0)), .invalid),
+        (bigEndian(UInt32(4097)), .invalid),
         (metaData("disk", ["a\0b"]), .invalid),
         (counted("disk") + bigEndian(UInt32(2)) + counted("base:"), .invalid),
         (counted("disk") + bigEndian(UInt32(1)) + bigEndian(UInt32(4097)) + [1], .invalid),
         (metaData("disk", ["base:"]) + [0], .invalid),
         (metaData("nope"), .unknown),
-        (metaData("disk", [String](repeating: "", count: 1025)), .tooBig),
+        (counted("disk") + bigEndian(UInt32(1025)), .tooBig),
         (counted("disk") + bigEndian(UInt32.max), .tooBig),
     ] as [([UInt8], OptionReplyType)], [OptionType.listMetaContext, .setMetaContext])
     func `bad data is refused and the next option is understood`(data: (bytes: [UInt8], answer: OptionReplyType), option: OptionType) {
