@@ -40,14 +40,14 @@ public final class NBDClient: Sendable {
 
     /// Connects to the export that `uri` names, ready for requests.
     ///
-    /// - Throws: `NBDURIError`, `NBDClientError`, `OptionRefusal`.
+    /// - Throws: `NBDURIError`, `NBDClientError`, `RefusedOption`.
     public static func connect(_ uri: String, options: Options = Options()) async throws -> NBDClient {
         try await connect(NBDURI(parsing: uri), options: options)
     }
 
     /// Connects to the export that `uri` names, ready for requests.
     ///
-    /// - Throws: `NBDClientError`, `OptionRefusal`.
+    /// - Throws: `NBDClientError`, `RefusedOption`.
     public static func connect(_ uri: NBDURI, options: Options = Options()) async throws -> NBDClient {
         let client = try await open(uri, options: options)
         do {

@@ -67,7 +67,7 @@ public struct ClientHandshake: ~Copyable {
         case exports([ListedExport])
         case contexts([MetaContext])
         case info(ExportInfo)
-        case refused(OptionRefusal)
+        case refused(RefusedOption)
         case raw([RawOptionReply])
     }
 
