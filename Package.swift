@@ -71,6 +71,9 @@ let package = Package(
             "NBDTool",
             ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "Block", "HostIO", log, lifecycle, arguments, toml]),
         .executableTarget(name: "nbd", dependencies: ["NBDTool"], swiftSettings: settings),
+        // Examples, compiled and run by the tests
+        .executableTarget(
+            name: "ServeActor", dependencies: ["NBDServer", "Block", log, lifecycle, .product(name: "UnixSignals", package: "swift-service-lifecycle")], path: "Examples/ServeActor", swiftSettings: settings),
         // Tests
         tests("BlockTests", ["Block", "BlockDeviceConformance"]),
         tests("HostIOTests", ["HostIO"]),

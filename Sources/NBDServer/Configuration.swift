@@ -1,0 +1,70 @@
+public import NBDProtocol
+public import NIOCore
+
+/// A place where clients come in.
+public struct Listener: Equatable, Sendable {
+    public enum Address: Equatable, Sendable {
+        /// A host name or numeric address, and a port; port 0 takes a free one. A name with several addresses listens on each.
+        case tcp(host: String, port: Int)
+        /// A path; one that begins with NUL is abstract (Linux).
+        case unix(path: String)
+        /// A listening socket that somebody else has bound, as systemd does. Owned by the server from then on.
+        case inherited(descriptor: CInt)
+        /// A connected socket: serves one client and then ends. Owned by the server from then on.
+        case connected(descriptor: CInt)
+    }
+
+    public var address: Address
+    /// Speak the oldstyle handshake and serve this export, without any negotiation (S-HS-04). nil: newstyle.
+    public var oldstyleExport: String?
+    /// Whether LIST is answered (S-LIST-06).
+    public var isListable: Bool
+
+    public init(_ address: Address, oldstyleExport: String? = nil, isListable: Bool = true) {
+        self.address = address
+        self.oldstyleExport = oldstyleExport
+        self.isListable = isListable
+    }
+}
+
+/// Which connection something happened on.
+public struct ConnectionIdentity: Equatable, Sendable {
+    /// Counted from 1 in the order of arrival.
+    public let id: UInt64
+    /// Address of the client, as the system tells it.
+    public let peer: String
+}
+
+extension NBDServer {
+    /// Where a server listens and what it allows. Every limit holds for strangers from their first byte.
+    public struct Configuration: Sendable {
+        public var listeners: [Listener]
+        /// The export that clients get who ask for "" (P-OPT-03). nil: an export must be called "".
+        public var defaultExport: String?
+        /// Connections at a time; 0: no limit. When reached, new ones wait in the backlog until one leaves (S-SRV-04).
+        public var connectionLimit = 100
+        /// Requests in flight for one client, at least 1 (S-LIM-07).
+        public var requestLimit = 16
+        /// Time for greeting and options together (S-HS-11); `.zero`: no limit.
+        public var handshakeLimit: Duration = .seconds(10)
+        /// Bytes of payloads, reads and unsent replies, for all connections together; at least 80 MiB.
+        public var memoryLimit = 1 << 30
+        /// The same for one connection; one request is always admitted.
+        public var connectionMemoryLimit = 64 << 20
+        /// A connection that holds memory which others wait for is closed when it has made no progress for so long.
+        public var stallLimit: Duration = .seconds(10)
+        /// At shutdown, time for requests in flight; then connections are cut.
+        public var drainLimit: Duration = .seconds(10)
+        /// End when the last client that had chosen an export leaves (S-SRV-07).
+        public var stopsAfterLastClient = false
+        /// TCP keepalive on accepted connections, to find peers that are gone without a word.
+        public var keepsAlive = true
+        public var handshakeLimits = HandshakeLimits()
+        /// Watches every step of every conversation. Costs nothing when nil.
+        public var tracer: (@Sendable (TraceEvent, ConnectionIdentity) -> Void)?
+        /// Where connections run. nil: NIO's shared group with one loop for each core.
+        public var eventLoopGroup: (any EventLoopGroup)?
+
+        public init(listeners: [Listener]) { self.listeners = listeners }
+    }
+}

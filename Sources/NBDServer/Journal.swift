@@ -1,0 +1,82 @@
+import Logging
+import NBDProtocol
+import Synchronization
+
+/// The log of a server. What a stranger can cause is rate limited, so that nobody can fill a disk by misbehaving (S-BUG-27).
+struct Journal: Sendable {
+    let logger: Logger
+    private let limiter = Limiter()
+
+    init(logger: Logger) { self.logger = logger }
+
+    func connected(_ identity: ConnectionIdentity) {
+        logger.debug("client connected", metadata: metadata(identity))
+    }
+
+    func attached(_ identity: ConnectionIdentity, _ session: Session) {
+        var metadata = metadata(identity)
+        metadata["export"] = "\(session.export.name.sanitized())"
+        metadata["mode"] = "\(session.mode)"
+        logger.debug("client uses export", metadata: metadata)
+    }
+
+    func disconnected(_ identity: ConnectionIdentity) {
+        logger.debug("client disconnected", metadata: metadata(identity))
+    }
+
+    func violated(_ identity: ConnectionIdentity, _ violation: ProtocolViolation) {
+        // A client that hangs up in the greeting is a port probe (S-NEW-14).
+        report(identity, "connection closed: \(violation)")
+    }
+
+    func failed(_ identity: ConnectionIdentity, _ error: any Error) {
+        logger.debug("connection lost: \(error)", metadata: metadata(identity))
+    }
+
+    private func report(_ identity: ConnectionIdentity, _ text: String) {
+        switch limiter.admit(now: .now) {
+        case .no: break
+        case .yes(let suppressed):
+            var metadata = metadata(identity)
+            if suppressed > 0 { metadata["suppressed"] = "\(suppressed)" }
+            logger.notice("\(text)", metadata: metadata)
+        }
+    }
+
+    private func metadata(_ identity: ConnectionIdentity) -> Logger.Metadata {
+        ["connection": "\(identity.id)", "peer": "\(identity.peer)"]
+    }
+
+    /// At most ten lines in ten seconds; tells how many were left out.
+    final class Limiter: Sendable {
+        enum Answer: Equatable { case yes(suppressed: Int), no }
+
+        static let lineLimit = 10
+        static let period = Duration.seconds(10)
+
+        private struct State {
+            var start: ContinuousClock.Instant?
+            var lines = 0
+            var suppressed = 0
+        }
+
+        private let state = Mutex(State())
+
+        func admit(now: ContinuousClock.Instant) -> Answer {
+            state.withLock { state in
+                if let start = state.start, now - start < Self.period {
+                    guard state.lines < Self.lineLimit else {
+                        state.suppressed += 1
+                        return .no
+                    }
+                } else {
+                    state.start = now
+                    state.lines = 0
+                }
+                state.lines += 1
+                defer { state.suppressed = 0 }
+                return .yes(suppressed: state.suppressed)
+            }
+        }
+    }
+}
