@@ -64,7 +64,7 @@ private let hasNBDKit = Peer.isInstalled("nbdkit")
         #expect(try await client.listExports() == [ListedExport(name: "disk", text: "a disk")])
         #expect(try await client.listMetaContexts("disk").map(\.name) == ["base:allocation"])
         #expect(try await client.info("disk").text == "a disk")
-        let refusal = await #expect(throws: OptionRefusal.self) { try await client.info("nope") }
+        let refusal = await #expect(throws: RefusedOption.self) { try await client.info("nope") }
         #expect(refusal?.reply == .unknown)
         #expect(try await client.rawOption(OptionType(rawValue: 77)).map(\.type) == [.unsupported])
         try await client.go("disk")
