@@ -1,8 +1,8 @@
 // LIST_META_CONTEXT and SET_META_CONTEXT: 0 name length L(4)  4 name(L)  4+L count N(4), then N × { length q(4)  query(q) }.
 extension ServerHandshake {
-    mutating func metaContexts(_ option: OptionType, _ payload: inout WireReader) throws(OptionRefusal) -> Action {
+    mutating func metaContexts(_ option: OptionType, _ payload: inout WireReader) throws(Refusal) -> Action {
         guard option == .listMetaContext || mode != .simple else {
-            throw OptionRefusal(.invalid, "\(option) needs structured replies or extended headers first")
+            throw Refusal(.invalid, "\(option) needs structured replies or extended headers first")
         }
         let name = try exportName(option, &payload)
         let queries = try queries(option, name, &payload)
@@ -10,13 +10,13 @@ extension ServerHandshake {
         return .lookUp(name)
     }
 
-    private func queries(_ option: OptionType, _ export: String, _ payload: inout WireReader) throws(OptionRefusal) -> [String]? {
+    private func queries(_ option: OptionType, _ export: String, _ payload: inout WireReader) throws(Refusal) -> [String]? {
         var queries: [String] = []
         do {
             let count: UInt32 = try payload.read()
             trace?(.negotiateMetaContext(option, export: export, queryCount: count))
             guard count <= limits.queryCountLimit else {
-                throw OptionRefusal(.tooBig, "\(count) queries; at most \(limits.queryCountLimit) are allowed")
+                throw Refusal(.tooBig, "\(count) queries; at most \(limits.queryCountLimit) are allowed")
             }
             for _ in 0..<count {
                 let length: UInt32 = try payload.read()
@@ -28,15 +28,15 @@ extension ServerHandshake {
                     queries.append(try payload.string(Int(length)))
                 }
             }
-        } catch let refusal as OptionRefusal {
+        } catch let refusal as Refusal {
             throw refusal
         } catch WireError.badString {
-            throw OptionRefusal(.invalid, "a query is not UTF-8 without NUL")
+            throw Refusal(.invalid, "a query is not UTF-8 without NUL")
         } catch {
             throw .malformed(option)
         }
         guard payload.byteCount == 0 else {
-            throw OptionRefusal(.invalid, "\(payload.byteCount) bytes are left after the last query")  // S-BUG-01
+            throw Refusal(.invalid, "\(payload.byteCount) bytes are left after the last query")  // S-BUG-01
         }
         // LIST without queries asks for everything, SET for nothing (S-META-10, S-META-11).
         return option == .listMetaContext && queries.isEmpty ? nil : queries

@@ -1,16 +1,18 @@
-/// Why one option was refused; negotiation goes on.
-struct OptionRefusal: Error {
-    var type: OptionReplyType
-    /// For people; names from the client are cut and cleaned before they come here (S-OPT-07).
-    var text: String
+extension ServerHandshake {
+    /// Why one option was refused; negotiation goes on.
+    struct Refusal: Error {
+        var type: OptionReplyType
+        /// For people; names from the client are cut and cleaned before they come here (S-OPT-07).
+        var text: String
 
-    init(_ type: OptionReplyType, _ text: String) {
-        self.type = type
-        self.text = text
-    }
+        init(_ type: OptionReplyType, _ text: String) {
+            self.type = type
+            self.text = text
+        }
 
-    static func malformed(_ option: OptionType) -> OptionRefusal {
-        OptionRefusal(.invalid, "malformed data of option \(option)")
+        static func malformed(_ option: OptionType) -> Refusal {
+            Refusal(.invalid, "malformed data of option \(option)")
+        }
     }
 }
 
@@ -18,11 +20,11 @@ struct OptionRefusal: Error {
 extension ServerHandshake {
     mutating func perform(_ option: OptionType, _ payload: inout WireReader, output: inout [UInt8]) -> Action {
         if option == .setMetaContext { selection = nil }  // first act, so that any failure leaves nothing selected (S-META-04)
-        do throws(OptionRefusal) {
+        do throws(Refusal) {
             switch option {
             case .exportName: return exportName(payload.remainder())
             case .list: return try list()
-            case .startTLS: throw OptionRefusal(.policy, "TLS is not configured on this server")
+            case .startTLS: throw Refusal(.policy, "TLS is not configured on this server")
             case .info, .go: return try info(option, &payload)
             case .structuredReply: try agree(on: .structured)
             case .extendedHeaders: try agree(on: .extended)
@@ -45,14 +47,14 @@ extension ServerHandshake {
         return .lookUp(name)
     }
 
-    private mutating func list() throws(OptionRefusal) -> Action {
-        guard isListable else { throw OptionRefusal(.policy, "this server does not list its exports") }
+    private mutating func list() throws(Refusal) -> Action {
+        guard isListable else { throw Refusal(.policy, "this server does not list its exports") }
         state = .listing
         return .list
     }
 
     /// INFO and GO: 0 name length L(4)  4 name(L)  4+L count N(2)  6+L info type(2)*N.
-    private mutating func info(_ option: OptionType, _ payload: inout WireReader) throws(OptionRefusal) -> Action {
+    private mutating func info(_ option: OptionType, _ payload: inout WireReader) throws(Refusal) -> Action {
         let name = try exportName(option, &payload)
         var types: [InfoType] = []
         do {
@@ -60,7 +62,7 @@ extension ServerHandshake {
             guard payload.byteCount == Int(count) * 2 else { throw WireError.truncated }
             for _ in 0..<count { types.append(InfoType(rawValue: try payload.read())) }
         } catch {
-            throw OptionRefusal(.invalid, "the count of info requests of option \(option) does not match its length")
+            throw Refusal(.invalid, "the count of info requests of option \(option) does not match its length")
         }
         if let trace { trace(.negotiateHandleInfoRequests(types, export: name)) }
         state = .lookingUp(option, .info(name: name, types: types))
@@ -68,30 +70,30 @@ extension ServerHandshake {
     }
 
     /// A counted export name in front of other data.
-    func exportName(_ option: OptionType, _ payload: inout WireReader) throws(OptionRefusal) -> String {
+    func exportName(_ option: OptionType, _ payload: inout WireReader) throws(Refusal) -> String {
         do {
             let count: UInt32 = try payload.read()
             guard count <= stringByteCountLimit else {
-                throw OptionRefusal(.invalid, "export name of \(count) bytes; at most \(stringByteCountLimit) are allowed")
+                throw Refusal(.invalid, "export name of \(count) bytes; at most \(stringByteCountLimit) are allowed")
             }
             return try payload.string(Int(count))
-        } catch let refusal as OptionRefusal {
+        } catch let refusal as Refusal {
             throw refusal
         } catch WireError.badString {
-            throw OptionRefusal(.invalid, "the export name is not UTF-8 without NUL")
+            throw Refusal(.invalid, "the export name is not UTF-8 without NUL")
         } catch {
             throw .malformed(option)
         }
     }
 
-    private mutating func agree(on wanted: ReplyMode) throws(OptionRefusal) {
+    private mutating func agree(on wanted: ReplyMode) throws(Refusal) {
         switch (mode, wanted) {
         case (.extended, .structured):
-            throw OptionRefusal(.extendedHeadersRequired, "extended headers are already agreed on")
+            throw Refusal(.extendedHeadersRequired, "extended headers are already agreed on")
         case (.structured, .structured):
-            throw OptionRefusal(.invalid, "structured replies are already agreed on")
+            throw Refusal(.invalid, "structured replies are already agreed on")
         case (.extended, .extended):
-            throw OptionRefusal(.invalid, "extended headers are already agreed on")
+            throw Refusal(.invalid, "extended headers are already agreed on")
         default:
             mode = wanted
         }
@@ -147,7 +149,7 @@ extension ServerHandshake {
 
         if option == .info, !asksForBlockSize, export.blockSizes.minimum > 1 {
             return refuse(
-                option, OptionRefusal(.blockSizeRequired, "requests must be multiples of \(export.blockSizes.minimum) bytes"), output: &output)
+                option, Refusal(.blockSizeRequired, "requests must be multiples of \(export.blockSizes.minimum) bytes"), output: &output)
         }
         reply(.ack, to: option, output: &output)
         return option == .go ? transmit(export) : .read
@@ -187,7 +189,7 @@ extension ServerHandshake {
         output.append(contentsOf: data)
     }
 
-    mutating func refuse(_ option: OptionType, _ refusal: OptionRefusal, output: inout [UInt8]) -> Action {
+    mutating func refuse(_ option: OptionType, _ refusal: Refusal, output: inout [UInt8]) -> Action {
         state = .option
         trace?(.negotiateSendReplyError(refusal.text))
         reply(refusal.type, to: option, Array(refusal.text.utf8), output: &output)
@@ -195,8 +197,8 @@ extension ServerHandshake {
     }
 }
 
-extension OptionRefusal {
-    static func unknownExport(_ name: String) -> OptionRefusal {
-        OptionRefusal(.unknown, "export '\(name.sanitized())' is not here")
+extension ServerHandshake.Refusal {
+    static func unknownExport(_ name: String) -> Self {
+        Self(.unknown, "export '\(name.sanitized())' is not here")
     }
 }

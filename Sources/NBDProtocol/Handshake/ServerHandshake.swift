@@ -25,7 +25,7 @@ public struct ServerHandshake: ~Copyable {
         case clientFlags
         case option
         /// The rest of an option's data is read and thrown away, then the refusal goes out.
-        case discarding(OptionType, remaining: Int, refusal: OptionRefusal)
+        case discarding(OptionType, remaining: Int, refusal: Refusal)
         case lookingUp(OptionType, Inquiry)
         case listing
         case ended
@@ -142,25 +142,25 @@ public struct ServerHandshake: ~Copyable {
     }
 
     /// Refusals that do not depend on the data: it is then thrown away in whatever pieces it comes.
-    private mutating func refusalBeforeReading(_ option: OptionType, byteCount: UInt32) -> OptionRefusal? {
-        if isShuttingDown { return OptionRefusal(.shutdown, "the server is shutting down") }
+    private mutating func refusalBeforeReading(_ option: OptionType, byteCount: UInt32) -> Refusal? {
+        if isShuttingDown { return Refusal(.shutdown, "the server is shutting down") }
         switch option {
         case .exportName:
-            return byteCount > stringByteCountLimit ? OptionRefusal(.invalid, "") : nil
+            return byteCount > stringByteCountLimit ? Refusal(.invalid, "") : nil
         case .list, .startTLS, .structuredReply, .extendedHeaders:
-            return byteCount > 0 ? OptionRefusal(.invalid, "option \(option) takes no data") : nil
+            return byteCount > 0 ? Refusal(.invalid, "option \(option) takes no data") : nil
         case .setMetaContext where byteCount > limits.optionByteCountLimit:
             selection = nil
             return tooBig(option, byteCount)
         case .info, .go, .listMetaContext, .setMetaContext:
             return byteCount > limits.optionByteCountLimit ? tooBig(option, byteCount) : nil
         default:
-            return OptionRefusal(.unsupported, "unsupported option \(option.rawValue)")
+            return Refusal(.unsupported, "unsupported option \(option.rawValue)")
         }
     }
 
-    private func tooBig(_ option: OptionType, _ byteCount: UInt32) -> OptionRefusal {
-        OptionRefusal(.tooBig, "option \(option) of \(byteCount) bytes; at most \(limits.optionByteCountLimit) are read")
+    private func tooBig(_ option: OptionType, _ byteCount: UInt32) -> Refusal {
+        Refusal(.tooBig, "option \(option) of \(byteCount) bytes; at most \(limits.optionByteCountLimit) are read")
     }
 
     /// Ends the conversation.
