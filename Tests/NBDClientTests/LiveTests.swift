@@ -1,5 +1,6 @@
 import NBDClient
 import NBDProtocol
+import TestPeers
 import Testing
 
 private let hasQEMU = Peer.isInstalled("qemu-nbd")
