@@ -65,7 +65,7 @@ let package = Package(
         room("NBDEngine", ["NBDProtocol", "Block", nioCore]),
         // Workshops
         room("NBDServer", ["NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
-        room("NBDClient", ["NBDProtocol", nioCore, nioPosix, log]),
+        room("NBDClient", ["NBDProtocol", nioCore, nioPosix, systemPackage]),
         room("BlockDrivers", ["Block", "HostIO"]),
         room("BlockDeviceConformance", ["Block"]),
         // Street
@@ -83,7 +83,7 @@ let package = Package(
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
         tests("NBDProtocolTests", ["NBDProtocol"]),
         tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", nioCore]),
-        tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers"]),
+        tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers", nioCore, nioPosix]),
         tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
         tests("NBDToolTests", ["NBDTool", "NBDProtocol", "Block", "TestPeers"]),
     ]

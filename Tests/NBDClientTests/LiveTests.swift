@@ -46,13 +46,17 @@ private let hasNBDKit = Peer.isInstalled("nbdkit")
     @Test(.enabled(if: hasQEMU, "qemu-nbd is not installed"))
     func `shows the error of a wrong request, and goes on`() async throws {
         let peer = try #require(Peer.qemuNBD())
-        let client = try await NBDClient.connect(peer.uri("disk"))
+        var options = NBDClient.Options()
+        options.handshake.maximumMode = .structured
+        let client = try await NBDClient.connect(peer.uri("disk"), options: options)
         let reply = try await client.request(NBDRequest(.read, offset: 10 << 20, length: 512))
         #expect(reply.error?.code == .invalid)
         #expect(reply.error?.text.isEmpty == false)
         let unknown = try await client.request(NBDRequest(Command(rawValue: 99), flags: CommandFlags(rawValue: 0x8000)))
         #expect(unknown.error?.code == .invalid)
         await #expect(throws: ReplyError.self) { try await client.write(at: (10 << 20) - 1, [1, 2]) }
+        // A compact header has no room for more than 32 bits: it is the rest that is asked for.
+        #expect(try await client.request(NBDRequest(.read, offset: 0, length: 1 << 32 | 512)).data.count == 512)
         #expect(try await client.read(at: 0, count: 512).count == 512)
         try await client.disconnect()
     }
