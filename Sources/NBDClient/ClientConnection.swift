@@ -240,7 +240,8 @@ final class ClientConnection: ChannelInboundHandler {
         let cookie = request.cookie ?? takeCookie()
         let isExtended = session.mode == .extended
         let header = RequestHeader(
-            flags: isExtended && marksPayload ? request.flags.union(.payloadLength) : request.flags, command: request.command, cookie: cookie,
+            flags: isExtended && marksPayload ? request.flags.union(.payloadLength) : request.flags, command: request.command,
+            cookie: cookie,
             offset: request.offset, length: isExtended ? request.length : UInt64(UInt32(truncatingIfNeeded: request.length)))
         guard decoder.expect(header, effectByteCount: request.effectByteCount, contextIDs: request.contextIDs) else {
             return eventLoop.makeFailedFuture(NBDClientError.cookieInUse(cookie))

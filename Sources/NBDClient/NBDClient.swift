@@ -164,7 +164,8 @@ public final class NBDClient: Sendable {
         switch error {
         case let error as IOError: Errno(rawValue: error.errnoCode).description
         case let error as NIOConnectionError:
-            (error.connectionErrors.map(\.error) + [error.dnsAError, error.dnsAAAAError].compactMap(\.self)).first.map(explain) ?? "no address"
+            (error.connectionErrors.map(\.error) + [error.dnsAError, error.dnsAAAAError].compactMap(\.self)).first.map(explain)
+                ?? "no address"
         case ChannelError.connectTimeout: "timed out"
         default: "\(error)"
         }

@@ -86,7 +86,8 @@ struct InfoMap: Equatable {
                 totals.map { status, count in
                     let perMille = (Double(count) / Double(max(byteCount, 1)) * 1000).rounded()
                     let percent = "\(UInt64(perMille) / 10).\(UInt64(perMille) % 10)"
-                    return right("\(count)", 10) + " " + right(percent, 5) + "% " + right("\(status)", 3) + (describe(status).map { " \($0)" } ?? "")
+                    return right("\(count)", 10) + " " + right(percent, 5) + "% " + right("\(status)", 3)
+                        + (describe(status).map { " \($0)" } ?? "")
                 }
             } else {
                 entries.map { entry in

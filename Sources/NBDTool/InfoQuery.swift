@@ -22,7 +22,9 @@ extension InfoReport {
     static func all(_ uri: NBDURI) async throws -> InfoReport {
         let client = try await NBDClient.open(uri)
         var report = InfoReport(style: try await client.style, mode: try await client.mode, exports: [])
-        guard report.style == .fixedNewstyle else { throw InfoFailure("the server is too old to list its exports (\(report.style.rawValue))") }
+        guard report.style == .fixedNewstyle else {
+            throw InfoFailure("the server is too old to list its exports (\(report.style.rawValue))")
+        }
         // One that is listed may be gone already, or not for us: it is left out, the others are shown.
         for listed in try await client.listExports() {
             var uri = uri

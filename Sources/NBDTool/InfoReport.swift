@@ -36,7 +36,8 @@ struct InfoReport: Equatable {
     }
 
     private static let shown = [
-        ("is_rotational", "rotational"), ("is_read_only", "read-only"), ("can_cache", "cache"), ("can_df", "df"), ("can_fast_zero", "fast-zero"),
+        ("is_rotational", "rotational"), ("is_read_only", "read-only"), ("can_cache", "cache"), ("can_df", "df"),
+        ("can_fast_zero", "fast-zero"),
         ("can_flush", "flush"), ("can_fua", "fua"), ("can_multi_conn", "multi-conn"), ("can_trim", "trim"), ("can_zero", "zero"),
     ]
 

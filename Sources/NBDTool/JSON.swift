@@ -35,7 +35,8 @@ enum JSON: Equatable {
     }
 
     private static func write<Item>(
-        _ items: [Item], in brackets: (String, String), to result: inout String, _ indent: String, _ body: (Item, inout String, String) -> Void
+        _ items: [Item], in brackets: (String, String), to result: inout String, _ indent: String,
+        _ body: (Item, inout String, String) -> Void
     ) {
         result += brackets.0
         for (index, item) in items.enumerated() {

@@ -117,7 +117,9 @@ private let hasNBDKit = Peer.isInstalled("nbdkit")
         try await client.disconnect()
     }
 
-    @Test(.enabled(if: hasNBDKit, "nbdkit is not installed"), arguments: ["--mask-handshake=0", "--mask-handshake=1", "--oldstyle", "--no-sr", ""])
+    @Test(
+        .enabled(if: hasNBDKit, "nbdkit is not installed"),
+        arguments: ["--mask-handshake=0", "--mask-handshake=1", "--oldstyle", "--no-sr", ""])
     func `understands servers of every age`(arguments: String) async throws {
         let peer = try #require(Peer.nbdkit(arguments + " memory 1M"))
         let client = try await NBDClient.connect(peer.uri(""))

@@ -13,7 +13,9 @@ private struct Server {
         return server
     }
 
-    func reply(_ option: OptionType, _ type: OptionReplyType, _ data: [UInt8] = [], magic: UInt64 = Magic.optionReply, length: UInt32? = nil) -> Server {
+    func reply(
+        _ option: OptionType, _ type: OptionReplyType, _ data: [UInt8] = [], magic: UInt64 = Magic.optionReply, length: UInt32? = nil
+    ) -> Server {
         var copy = self
         copy.bytes.appendBigEndian(magic)
         copy.bytes.appendBigEndian(option.rawValue)
@@ -156,7 +158,9 @@ private let simple = ClientHandshake.Configuration(maximumMode: .simple)
             .reply(.go, .unsupported).adding(answer).adding([5])
         let run = run(server, [.go(export: "x")], simple)
         #expect(run.left == 1)
-        #expect(run.actions.last == .transmit(ClientSession(info: ExportInfo(name: "x", byteCount: 99, flags: .hasFlags), mode: .simple, contexts: [])))
+        #expect(
+            run.actions.last
+                == .transmit(ClientSession(info: ExportInfo(name: "x", byteCount: 99, flags: .hasFlags), mode: .simple, contexts: [])))
         #expect(run.sent.suffix(17) == big(Magic.option) + big(UInt32(1)) + big(UInt32(1)) + "x".utf8)
     }
 
@@ -169,15 +173,22 @@ private let simple = ClientHandshake.Configuration(maximumMode: .simple)
 
     @Test func `knows only EXPORT_NAME with a server that is not fixed newstyle`() {  // P-HS-08
         let server = Server.greeting([]).adding(big(UInt64(99)) + big(UInt16(1)) + [UInt8](repeating: 0, count: 124))
-        #expect(run(server, [.go(export: "x")]).actions.last == .transmit(
-            ClientSession(info: ExportInfo(name: "x", byteCount: 99, flags: .hasFlags), mode: .simple, contexts: [])))
+        #expect(
+            run(server, [.go(export: "x")]).actions.last
+                == .transmit(
+                    ClientSession(info: ExportInfo(name: "x", byteCount: 99, flags: .hasFlags), mode: .simple, contexts: [])))
         #expect(run(server, [.list]).error == .needsFixedNewstyle(.list))
     }
 
     @Test func `understands an oldstyle server`() {  // P-HS-13
-        let server = Server(bytes: big(Magic.initial) + big(Magic.oldstyle) + big(UInt64(5)) + big(UInt32(3)) + [UInt8](repeating: 0, count: 124))
+        let server = Server(
+            bytes: big(Magic.initial) + big(Magic.oldstyle) + big(UInt64(5)) + big(UInt32(3)) + [UInt8](repeating: 0, count: 124))
         let run = run(server.adding([1]))
-        #expect(run.actions == [.transmit(ClientSession(info: ExportInfo(name: "", byteCount: 5, flags: [.hasFlags, .readOnly]), mode: .simple, contexts: []))])
+        #expect(
+            run.actions == [
+                .transmit(
+                    ClientSession(info: ExportInfo(name: "", byteCount: 5, flags: [.hasFlags, .readOnly]), mode: .simple, contexts: []))
+            ])
         #expect(run.sent.isEmpty && run.left == 1)
     }
 
@@ -185,8 +196,12 @@ private let simple = ClientHandshake.Configuration(maximumMode: .simple)
         let server = Server.greeting().reply(.structuredReply, .ack)
             .reply(.setMetaContext, .metaContext, big(UInt32(1)) + "base:allocation".utf8).reply(.setMetaContext, .ack)
             .reply(.go, .info, exportInfo()).reply(.go, .ack)
-        let run = run(server, [.setMetaContexts(export: "a", queries: ["base:allocation"]), .go(export: "b")], .init(maximumMode: .structured))
-        guard case .transmit(let session)? = run.actions.last else { Issue.record("\(run)"); return }
+        let run = run(
+            server, [.setMetaContexts(export: "a", queries: ["base:allocation"]), .go(export: "b")], .init(maximumMode: .structured))
+        guard case .transmit(let session)? = run.actions.last else {
+            Issue.record("\(run)")
+            return
+        }
         #expect(session.contexts.isEmpty)
     }
 
@@ -197,7 +212,10 @@ private let simple = ClientHandshake.Configuration(maximumMode: .simple)
             .reply(.go, .info, exportInfo()).reply(.go, .ack)
         let set = ClientHandshake.Request.setMetaContexts(export: "a", queries: ["base:allocation"])
         let run = run(server, [set, set, .go(export: "a")], .init(maximumMode: .structured))
-        guard case .transmit(let session)? = run.actions.last else { Issue.record("\(run)"); return }
+        guard case .transmit(let session)? = run.actions.last else {
+            Issue.record("\(run)")
+            return
+        }
         #expect(session.contexts.isEmpty)
     }
 

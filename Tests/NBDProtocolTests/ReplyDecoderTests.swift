@@ -15,7 +15,8 @@ private func simple(_ cookie: UInt64, error: UInt32 = 0, data: [UInt8] = []) -> 
 
 /// A chunk as a server encodes it; `length` lies about the payload.
 private func chunk(
-    _ type: ChunkType, _ cookie: UInt64, _ payload: [UInt8] = [], flags: UInt16 = 0, mode: ReplyMode = .structured, at offset: UInt64 = 1000,
+    _ type: ChunkType, _ cookie: UInt64, _ payload: [UInt8] = [], flags: UInt16 = 0, mode: ReplyMode = .structured,
+    at offset: UInt64 = 1000,
     length: UInt64? = nil
 ) -> [UInt8] {
     let length = length ?? UInt64(payload.count)
@@ -159,7 +160,8 @@ private let read = header(.read)
         #expect(
             result.events == [
                 .extents(cookie: 1, context: 9, extents: [StatusExtent(byteCount: 1 << 40, flags: 1 << 40)]),
-                .extents(cookie: 1, context: 7, extents: [StatusExtent(byteCount: 50, flags: 3), StatusExtent(byteCount: 1 << 50, flags: 0)]),
+                .extents(
+                    cookie: 1, context: 7, extents: [StatusExtent(byteCount: 50, flags: 3), StatusExtent(byteCount: 1 << 50, flags: 0)]),
                 .finished(cookie: 1, isSimple: false), .finished(cookie: 2, isSimple: false),
             ])
     }
@@ -216,7 +218,8 @@ private let read = header(.read)
         add(hole(1000, 0), read, .structured, .badLength(.offsetHole, 0))
         add(chunk(.offsetData, 1, big(UInt64(1000))), read, .structured, .badLength(.offsetData, 8))
         add(chunk(.offsetHole, 1, big(UInt64(1000))), read, .structured, .badLength(.offsetHole, 8))
-        add(chunk(.offsetData, 1, big(UInt64(1000)), length: UInt64(UInt32.max)), read, .structured,
+        add(
+            chunk(.offsetData, 1, big(UInt64(1000)), length: UInt64(UInt32.max)), read, .structured,
             .outsideRequest(offset: 1000, byteCount: UInt64(UInt32.max) - 8))
         // P-CMD-READ-3
         add(data(1000, 50) + data(1050, 50), header(.read, flags: .df), .structured, .fragmented)
@@ -244,12 +247,16 @@ private let read = header(.read)
         add(status(7, [(50, 0), (50, 1)]), header(.blockStatus, flags: .reqOne), .structured, .badExtent(index: 1))
         add(status(7, [(101, 0)]), header(.blockStatus, flags: .reqOne), .structured, .badExtent(index: 0))
         // P-CMD-BST-5: nothing is waited for that we would not keep
-        add(chunk(.blockStatus, 1, length: 4 + 8 * (1 << 20 + 1)), header(.blockStatus), .structured, .badLength(.blockStatus, 4 + 8 * (1 << 20 + 1)))
+        add(
+            chunk(.blockStatus, 1, length: 4 + 8 * (1 << 20 + 1)), header(.blockStatus), .structured,
+            .badLength(.blockStatus, 4 + 8 * (1 << 20 + 1)))
         // P-EXT-12
         add(statusExtended(7, count: 2, [(100, 0)]), header(.blockStatus), .extended, .badLength(.blockStatusExtended, 24))
         add(statusExtended(7, count: 1, [(100, 1 << 32)]), header(.blockStatus), .extended, .badExtent(index: 0))
         add(statusExtended(9, count: 2, [(50, 0), (.max, 0)]), header(.blockStatus), .extended, .badExtent(index: 1))
-        add(chunk(.blockStatusExtended, 1, mode: .extended, length: .max), header(.blockStatus), .extended, .badLength(.blockStatusExtended, .max))
+        add(
+            chunk(.blockStatusExtended, 1, mode: .extended, length: .max), header(.blockStatus), .extended,
+            .badLength(.blockStatusExtended, .max))
         // P-EXT-10
         add(chunk(.none, 1, flags: 1, mode: .extended, at: 1001), header(.flush), .extended, .wrongRequestOffset(1001))
         // P-REP-07, P-REP-08, P-GEN-01
@@ -262,7 +269,9 @@ private let read = header(.read)
         add(chunk(.error, 1, big(UInt32(5)) + big(UInt16(1)) + [0xFF], flags: 1), read, .structured, .badText)
         add(errorOffset(5, 1100), read, .structured, .errorOffsetOutsideRequest(1100))
         add(errorOffset(5, 999), read, .structured, .errorOffsetOutsideRequest(999))
-        add(chunk(.errorOffset, 1, big(UInt32(5)) + big(UInt16(0)) + [UInt8](repeating: 0, count: 7)), read, .structured, .badLength(.errorOffset, 13))
+        add(
+            chunk(.errorOffset, 1, big(UInt32(5)) + big(UInt16(0)) + [UInt8](repeating: 0, count: 7)), read, .structured,
+            .badLength(.errorOffset, 13))
         return cases
     }()
 
@@ -349,11 +358,13 @@ private let read = header(.read)
             let mode: ReplyMode = Bool.random(using: &random) ? .structured : .extended
             let request = RequestHeader(command: .read, cookie: cookie, offset: .random(in: 0..<1 << 62, using: &random), length: 77)
             var bytes = [UInt8](capacity: 64) { (output: inout OutputRawSpan) in
-                ChunkHeader(.offsetHole, flags: .done, cookie: cookie, requestOffset: request.offset, byteCount: 12).encode(into: &output, mode: mode)
+                ChunkHeader(.offsetHole, flags: .done, cookie: cookie, requestOffset: request.offset, byteCount: 12).encode(
+                    into: &output, mode: mode)
             }
             bytes += big(request.offset) + big(UInt32(77))
             let result = run(bytes, [request], mode: mode)
-            #expect(result.events == [.hole(cookie: cookie, offset: request.offset, byteCount: 77), .finished(cookie: cookie, isSimple: false)])
+            #expect(
+                result.events == [.hole(cookie: cookie, offset: request.offset, byteCount: 77), .finished(cookie: cookie, isSimple: false)])
         }
     }
 }

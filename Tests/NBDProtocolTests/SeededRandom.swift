@@ -25,7 +25,9 @@ struct SeededRandom: RandomNumberGenerator {
 
     /// Text with every kind of character that an encoder might get wrong, but no NUL.
     mutating func text(_ count: ClosedRange<Int>) -> String {
-        let characters: [Character] = ["a", "Z", "0", "-", "/", "?", "#", "%", "&", "=", "+", ":", "@", ";", " ", "\"", "\\", "\n", "\u{7F}", "é", "€", "🚀"]
+        let characters: [Character] = [
+            "a", "Z", "0", "-", "/", "?", "#", "%", "&", "=", "+", ":", "@", ";", " ", "\"", "\\", "\n", "\u{7F}", "é", "€", "🚀",
+        ]
         return String((0..<Int.random(in: count, using: &self)).map { _ in characters.randomElement(using: &self) ?? "a" })
     }
 }

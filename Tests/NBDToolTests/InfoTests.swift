@@ -31,13 +31,19 @@ private func minified(_ text: String) -> String {
         ("qemu-nbd", "disk", { Peer.qemuNBD() }),
         ("qemu-nbd, read-only", "a b", { Peer.qemuNBD("-r -x 'a b'", image: "truncate -s 1025 image") }),
         ("nbdkit", "", { Peer.nbdkit("memory 5M") }),
-        ("nbdkit, rotational", "", { Peer.nbdkit("--filter=blocksize-policy data '1 @1536 2' blocksize-minimum=512 blocksize-preferred=4096") }),
+        (
+            "nbdkit, rotational", "",
+            { Peer.nbdkit("--filter=blocksize-policy data '1 @1536 2' blocksize-minimum=512 blocksize-preferred=4096") }
+        ),
         ("nbdkit, read-only", "", { Peer.nbdkit("-r null 1P") }),
         ("nbdkit, simple replies", "", { Peer.nbdkit("--no-sr memory 1023") }),
         ("nbdkit, newstyle", "", { Peer.nbdkit("--mask-handshake=0 memory 1M") }),
         ("nbdkit, oldstyle", "", { Peer.nbdkit("--oldstyle memory 1M") }),
         ("nbdkit, no size", "", { Peer.nbdkit("null 0") }),
-        ("nbdkit, another name", "", { Peer.nbdkit("--filter=exportname memory 1M exportname=foo default-export=foo exportdesc=fixed:\"a 'b'\"") }),
+        (
+            "nbdkit, another name", "",
+            { Peer.nbdkit("--filter=exportname memory 1M exportname=foo default-export=foo exportdesc=fixed:\"a 'b'\"") }
+        ),
     ]
 
     @Test(arguments: servers.indices)
@@ -76,7 +82,8 @@ private func minified(_ text: String) -> String {
     }
 
     @Test(arguments: [
-        "cache", "connect", "df", "fast-zero", "flush", "fua", "multi-conn", "read", "read-only", "rotational", "structured-reply", "tls", "trim",
+        "cache", "connect", "df", "fast-zero", "flush", "fua", "multi-conn", "read", "read-only", "rotational", "structured-reply", "tls",
+        "trim",
         "write", "zero",
     ])
     func `answers the same`(ability: String) async throws {
@@ -99,7 +106,8 @@ private func minified(_ text: String) -> String {
 
 @Suite struct `nbd info` {
     @Test(arguments: [
-        (0, "0"), (1, "1"), (1023, "1023"), (1024, "1K"), (1025, "1025"), (1536, "1536"), (1_572_864, "1536K"), (1 << 20, "1M"), (1 << 30, "1G"),
+        (0, "0"), (1, "1"), (1023, "1023"), (1024, "1K"), (1025, "1025"), (1536, "1536"), (1_572_864, "1536K"), (1 << 20, "1M"),
+        (1 << 30, "1G"),
         (3 << 40, "3T"), (1 << 50, "1P"), (1 << 62, "4E"), (UInt64.max, "18446744073709551615"),
     ])
     func `shows a size in the largest unit that divides it`(byteCount: UInt64, text: String) {
@@ -107,7 +115,9 @@ private func minified(_ text: String) -> String {
     }
 
     @Test func `takes the URI also after --map`() throws {
-        for arguments in [["--map", "nbd://h"], ["nbd://h", "--map"], ["--map=base:allocation", "nbd://h"], ["--map", "--totals", "nbd://h"]] {
+        for arguments in [
+            ["--map", "nbd://h"], ["nbd://h", "--map"], ["--map=base:allocation", "nbd://h"], ["--map", "--totals", "nbd://h"],
+        ] {
             let command = try InfoCommand.parse(arguments)
             #expect(command.map == "base:allocation" && command.uri == "nbd://h", "\(arguments)")
         }
@@ -123,7 +133,11 @@ private func minified(_ text: String) -> String {
     @Test func `joins neighbours of equal status`() {
         var map = InfoMap("base:allocation")
         for (count, status) in [(10, 0), (20, 0), (5, 3), (1, 0)] as [(UInt64, UInt64)] { map.append(count, status) }
-        #expect(map.entries == [.init(offset: 0, byteCount: 30, status: 0), .init(offset: 30, byteCount: 5, status: 3), .init(offset: 35, byteCount: 1, status: 0)])
+        #expect(
+            map.entries == [
+                .init(offset: 0, byteCount: 30, status: 0), .init(offset: 30, byteCount: 5, status: 3),
+                .init(offset: 35, byteCount: 1, status: 0),
+            ])
         #expect(map.totals.map(\.byteCount) == [31, 5])
         #expect(InfoMap("base:allocation").text(totals: true) == "")
         #expect(InfoMap("qemu:dirty-bitmap:b").describe(1) == "dirty")

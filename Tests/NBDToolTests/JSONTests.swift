@@ -4,7 +4,8 @@ import Testing
 
 @Suite struct `JSON writer` {
     @Test(arguments: [
-        ("plain", #""plain""#), ("a\"b\\c/", #""a\"b\\c/""#), ("\n\r\t\u{0}\u{1F}\u{7F}", #""\n\r\t\u0000\u001f\u007f""#), ("é€🚀", "\"é€🚀\""),
+        ("plain", #""plain""#), ("a\"b\\c/", #""a\"b\\c/""#), ("\n\r\t\u{0}\u{1F}\u{7F}", #""\n\r\t\u0000\u001f\u007f""#),
+        ("é€🚀", "\"é€🚀\""),
         ("\r\n", #""\r\n""#), ("", "\"\""),
     ])
     func `escapes strings`(text: String, expected: String) {
