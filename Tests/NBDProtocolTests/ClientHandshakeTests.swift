@@ -72,7 +72,7 @@ private func run(
         var isReading = false
         while !isReading {
             do {
-                let (consumed, action) = try unsafe handshake.receive(inbox.span.bytes, output: &result.sent)
+                let (consumed, action) = try handshake.receive(inbox.rawSpan, output: &result.sent)
                 inbox.removeFirst(consumed)
                 if case .read = action { isReading = true } else { result.actions.append(action) }
                 if case .transmit = action {
@@ -292,7 +292,8 @@ private let simple = ClientHandshake.Configuration(maximumMode: .simple)
         let early = handshake.endOfInput()
         #expect(early == .closed(during: "the greeting"))
         var output: [UInt8] = []
-        _ = try unsafe handshake.receive(Server.greeting().bytes.span.bytes, output: &output)
+        let greeting = Server.greeting().bytes
+        _ = try handshake.receive(greeting.rawSpan, output: &output)
         try handshake.begin(.list, output: &output)
         let late = handshake.endOfInput()
         #expect(late == .closed(during: "LIST"))
@@ -302,7 +303,8 @@ private let simple = ClientHandshake.Configuration(maximumMode: .simple)
         var handshake = ClientHandshake(simple)
         var output: [UInt8] = []
         #expect(throws: HandshakeError.notReady) { try handshake.begin(.list, output: &output) }
-        _ = try unsafe handshake.receive(Server.greeting().bytes.span.bytes, output: &output)
+        let greeting = Server.greeting().bytes
+        _ = try handshake.receive(greeting.rawSpan, output: &output)
         #expect(throws: HandshakeError.badName) { try handshake.begin(.go(export: "a\0b"), output: &output) }
         #expect(throws: HandshakeError.badName) { try handshake.begin(.go(export: String(repeating: "x", count: 4097)), output: &output) }
         try handshake.begin(.list, output: &output)

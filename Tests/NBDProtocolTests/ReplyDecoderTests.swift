@@ -74,7 +74,7 @@ private func run(
         position = end
         while true {
             do {
-                let (consumed, event) = try unsafe decoder.receive(inbox.span.bytes)
+                let (consumed, event) = try decoder.receive(inbox.rawSpan)
                 defer { inbox.removeFirst(consumed) }
                 if case .read(let needed) = event {
                     #expect(needed > inbox.count - consumed, "it must not ask for what it has")
@@ -297,9 +297,10 @@ private let read = header(.read)
         var decoder = ReplyDecoder(mode: .extended, contexts: contexts)
         _ = decoder.expect(header(.blockStatus, 12, flags: .payloadLength), effectByteCount: 1 << 40, contextIDs: [9])
         let bytes = statusExtended(9, count: 2, [(1 << 39, 0), (1, 1)], flags: 1)
-        let (consumed, _) = try unsafe decoder.receive(bytes.span.bytes)
+        let (consumed, _) = try decoder.receive(bytes.rawSpan)
         #expect(consumed == bytes.count)
-        let (_, last) = try unsafe decoder.receive([UInt8]().span.bytes)
+        let nothing: [UInt8] = []
+        let (_, last) = try decoder.receive(nothing.rawSpan)
         #expect(last == .finished(cookie: 1, isSimple: false))
         let waiting = decoder.waitingCount
         #expect(waiting == 0)
@@ -357,25 +358,12 @@ private let read = header(.read)
             let cookie = UInt64.random(in: 0...UInt64.max, using: &random)
             let mode: ReplyMode = Bool.random(using: &random) ? .structured : .extended
             let request = RequestHeader(command: .read, cookie: cookie, offset: .random(in: 0..<1 << 62, using: &random), length: 77)
-            var bytes = [UInt8](capacity: 64) { (output: inout OutputRawSpan) in
-                ChunkHeader(.offsetHole, flags: .done, cookie: cookie, requestOffset: request.offset, byteCount: 12).encode(
-                    into: &output, mode: mode)
-            }
+            let header = ChunkHeader(.offsetHole, flags: .done, cookie: cookie, requestOffset: request.offset, byteCount: 12)
+            var bytes = [UInt8](rawCapacity: 32) { header.encode(into: &$0, mode: mode) }
             bytes += big(request.offset) + big(UInt32(77))
             let result = run(bytes, [request], mode: mode)
             #expect(
                 result.events == [.hole(cookie: cookie, offset: request.offset, byteCount: 77), .finished(cookie: cookie, isSimple: false)])
-        }
-    }
-}
-
-extension [UInt8] {
-    fileprivate init(capacity: Int, _ body: (inout OutputRawSpan) -> Void) {
-        self = unsafe withUnsafeTemporaryAllocation(byteCount: capacity, alignment: 8) { memory in
-            var span = unsafe OutputRawSpan(buffer: memory, initializedCount: 0)
-            body(&span)
-            let count = unsafe span.finalize(for: memory)
-            return unsafe Array(memory.prefix(count))
         }
     }
 }

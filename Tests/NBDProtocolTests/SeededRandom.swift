@@ -10,6 +10,7 @@ struct SeededRandom: RandomNumberGenerator {
     private var state: UInt64
 
     init() {
+        // SAFETY: nobody changes the environment while tests run.
         let given = unsafe getenv("SEED").flatMap { unsafe UInt64(String(cString: $0)) }
         seed = given ?? UInt64.random(in: 0...UInt64.max)
         state = seed

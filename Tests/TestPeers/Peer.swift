@@ -38,6 +38,7 @@ public final class Peer {
 
     /// What a shell command prints, without the last newline; nil if it fails to start.
     public static func output(_ command: String) -> String? {
+        // SAFETY: the stream does not leave this function, which closes it once.
         guard let stream = unsafe popen(command, "r") else { return nil }
         var result: [UInt8] = []
         while true {
