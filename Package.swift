@@ -65,7 +65,7 @@ let package = Package(
         room("NBDEngine", ["NBDProtocol", "Block", nioCore]),
         // Workshops
         room("NBDServer", ["NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
-        room("NBDClient", ["NBDProtocol", nioCore, nioPosix, log]),
+        room("NBDClient", ["NBDProtocol", nioCore, nioPosix, systemPackage]),
         room("BlockDrivers", ["Block", "HostIO"]),
         room("BlockDeviceConformance", ["Block"]),
         // Street
@@ -77,13 +77,14 @@ let package = Package(
         .executableTarget(
             name: "ServeActor", dependencies: ["NBDServer", "Block", log, lifecycle, .product(name: "UnixSignals", package: "swift-service-lifecycle")], path: "Examples/ServeActor", swiftSettings: settings),
         // Tests
+        .target(name: "TestPeers", dependencies: ["NBDProtocol"], path: "Tests/TestPeers", swiftSettings: settings),
         tests("BlockTests", ["Block", "BlockDeviceConformance"]),
         tests("HostIOTests", ["HostIO"]),
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
         tests("NBDProtocolTests", ["NBDProtocol"]),
         tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", nioCore]),
-        tests("NBDClientTests", ["NBDClient", "NBDProtocol"]),
+        tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers", nioCore, nioPosix]),
         tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
-        tests("NBDToolTests", ["NBDTool", "NBDProtocol", "Block"]),
+        tests("NBDToolTests", ["NBDTool", "NBDProtocol", "Block", "TestPeers"]),
     ]
 )

@@ -232,12 +232,17 @@ final class ClientConnection: ChannelInboundHandler {
     }
 
     /// Sends a request as it is, right or wrong, and waits for its reply.
-    func submit(_ request: NBDRequest) -> EventLoopFuture<NBDReply> {
+    ///
+    /// - Parameter marksPayload: sets PAYLOAD_LEN where a WRITE needs it (P-EXT-07): only here it is known without a detour.
+    func submit(_ request: NBDRequest, marksPayload: Bool = false) -> EventLoopFuture<NBDReply> {
         if let failure { return eventLoop.makeFailedFuture(failure) }
         guard let session else { return eventLoop.makeFailedFuture(NBDClientError.wrongPhase) }
         let cookie = request.cookie ?? takeCookie()
+        let isExtended = session.mode == .extended
         let header = RequestHeader(
-            flags: request.flags, command: request.command, cookie: cookie, offset: request.offset, length: request.length)
+            flags: isExtended && marksPayload ? request.flags.union(.payloadLength) : request.flags, command: request.command,
+            cookie: cookie,
+            offset: request.offset, length: isExtended ? request.length : UInt64(UInt32(truncatingIfNeeded: request.length)))
         guard decoder.expect(header, effectByteCount: request.effectByteCount, contextIDs: request.contextIDs) else {
             return eventLoop.makeFailedFuture(NBDClientError.cookieInUse(cookie))
         }

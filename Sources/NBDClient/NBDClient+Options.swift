@@ -4,7 +4,7 @@ public import NBDProtocol
 extension NBDClient {
     /// The exports the server is willing to list.
     ///
-    /// - Throws: `OptionRefusal`, `NBDClientError`; so do the functions below.
+    /// - Throws: `RefusedOption`, `NBDClientError`; so do the functions below.
     public func listExports() async throws -> [ListedExport] {
         guard case .exports(let exports) = try await option(.list) else { throw NBDClientError.wrongPhase }
         return exports

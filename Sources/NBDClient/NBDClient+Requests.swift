@@ -44,9 +44,8 @@ extension NBDClient {
     }
 
     public func write(at offset: UInt64, _ bytes: [UInt8], flags: CommandFlags = []) async throws {
-        var flags = flags
-        if try await mode == .extended { flags.insert(.payloadLength) }  // P-EXT-07
-        _ = try await succeed(NBDRequest(.write, flags: flags, offset: offset, length: UInt64(bytes.count), payload: bytes))
+        let request = NBDRequest(.write, flags: flags, offset: offset, length: UInt64(bytes.count), payload: bytes)
+        if let error = try await onLoop({ $0.submit(request, marksPayload: true) }).error { throw error }
     }
 
     public func flush(flags: CommandFlags = []) async throws { _ = try await succeed(NBDRequest(.flush, flags: flags)) }

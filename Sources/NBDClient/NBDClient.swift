@@ -1,6 +1,7 @@
 public import NBDProtocol
 public import NIOCore
 import NIOPosix
+import SystemPackage
 
 /// A connection to an NBD server.
 ///
@@ -40,14 +41,14 @@ public final class NBDClient: Sendable {
 
     /// Connects to the export that `uri` names, ready for requests.
     ///
-    /// - Throws: `NBDURIError`, `NBDClientError`, `OptionRefusal`.
+    /// - Throws: `NBDURIError`, `NBDClientError`, `RefusedOption`.
     public static func connect(_ uri: String, options: Options = Options()) async throws -> NBDClient {
         try await connect(NBDURI(parsing: uri), options: options)
     }
 
     /// Connects to the export that `uri` names, ready for requests.
     ///
-    /// - Throws: `NBDClientError`, `OptionRefusal`.
+    /// - Throws: `NBDClientError`, `RefusedOption`.
     public static func connect(_ uri: NBDURI, options: Options = Options()) async throws -> NBDClient {
         let client = try await open(uri, options: options)
         do {
@@ -155,13 +156,18 @@ public final class NBDClient: Sendable {
             case .unix(let path): path.sanitized(limit: 200)
             case .vsock(let cid, let port): "vsock \(cid):\(port)"
             }
+        return "\(place): \(explain(error))"
+    }
+
+    /// The reason alone: what NIO says around it is of no use to the person who typed an address.
+    private static func explain(_ error: any Error) -> String {
         switch error {
-        case let error as IOError: return "\(place): \(error.description)"
+        case let error as IOError: Errno(rawValue: error.errnoCode).description
         case let error as NIOConnectionError:
-            let reasons = error.connectionErrors.map { "\($0.error)" } + [error.dnsAError, error.dnsAAAAError].compactMap { $0.map { "\($0)" } }
-            return "\(place): \(reasons.first ?? "no address")"
-        case ChannelError.connectTimeout: return "\(place): timed out"
-        default: return "\(place): \(error)"
+            (error.connectionErrors.map(\.error) + [error.dnsAError, error.dnsAAAAError].compactMap(\.self)).first.map(explain)
+                ?? "no address"
+        case ChannelError.connectTimeout: "timed out"
+        default: "\(error)"
         }
     }
 }

@@ -32,7 +32,7 @@ public enum NBDChunk: Equatable, Sendable {
     case error(ReplyError)
 }
 
-/// Why a connection is lost, or was never there. A request that merely failed throws `ReplyError`, an option `OptionRefusal`.
+/// Why a connection is lost, or was never there. A request that merely failed throws `ReplyError`, an option `RefusedOption`.
 public enum NBDClientError: Error, Equatable, Sendable, CustomStringConvertible {
     case cannotConnect(String)
     case handshake(HandshakeError)

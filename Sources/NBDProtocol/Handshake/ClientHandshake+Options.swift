@@ -100,7 +100,7 @@ extension ClientHandshake {
         }
         if type.isError {
             let text = String(decoding: data.remainder().prefix(stringByteCountLimit), as: UTF8.self).sanitized(limit: 400)
-            return try refused(OptionRefusal(option: option, reply: type, text: text), output: &output)
+            return try refused(RefusedOption(option: option, reply: type, text: text), output: &output)
         }
         try pending.take(type, &data)
         return nil
@@ -132,7 +132,7 @@ extension ClientHandshake {
         }
     }
 
-    private mutating func refused(_ refusal: OptionRefusal, output: inout [UInt8]) throws(HandshakeError) -> Action? {
+    private mutating func refused(_ refusal: RefusedOption, output: inout [UInt8]) throws(HandshakeError) -> Action? {
         switch pending.purpose {
         case .negotiate(.extended): return negotiate(.structured, output: &output)
         case .negotiate: return negotiate(.simple, output: &output)

@@ -67,7 +67,7 @@ public struct ClientHandshake: ~Copyable {
         case exports([ListedExport])
         case contexts([MetaContext])
         case info(ExportInfo)
-        case refused(OptionRefusal)
+        case refused(RefusedOption)
         case raw([RawOptionReply])
     }
 
@@ -135,7 +135,8 @@ public struct ClientHandshake: ~Copyable {
         switch state {
         case .greeting: .closed(during: "the greeting")
         case .option: .closed(during: pending.option.description)
-        case .exportName(let name): .closed(during: "EXPORT_NAME '\(name.sanitized())': the server does not know or does not want to serve it")
+        case .exportName(let name):
+            .closed(during: "EXPORT_NAME '\(name.sanitized())': the server does not know or does not want to serve it")
         case .ready, .over: .closed(during: "the handshake")
         }
     }

@@ -52,7 +52,7 @@ public struct ListedExport: Equatable, Sendable {
 }
 
 /// The server does not want to do what an option asked for. The conversation goes on.
-public struct OptionRefusal: Error, Equatable, Sendable, CustomStringConvertible {
+public struct RefusedOption: Error, Equatable, Sendable, CustomStringConvertible {
     public var option: OptionType
     public var reply: OptionReplyType
     /// The server's words, made fit to be shown; may be empty.

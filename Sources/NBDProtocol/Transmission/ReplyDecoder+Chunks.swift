@@ -6,7 +6,9 @@ extension ReplyDecoder {
         func violation(_ kind: ReplyViolation.Kind) -> ReplyViolation { ReplyViolation(kind, cookie: cookie, command: request.command) }
 
         guard header.flags.isSubset(of: .done) else { throw violation(.unknownFlags(header.flags)) }
-        guard mode != .extended || header.requestOffset == request.offset else { throw violation(.wrongRequestOffset(header.requestOffset)) }
+        guard mode != .extended || header.requestOffset == request.offset else {
+            throw violation(.wrongRequestOffset(header.requestOffset))
+        }
         let badLength = violation(.badLength(header.type, header.byteCount))
         let count = header.byteCount
         switch header.type {
@@ -24,7 +26,9 @@ extension ReplyDecoder {
             let expected: ChunkType = mode == .extended ? .blockStatusExtended : .blockStatus
             guard request.command == .blockStatus, header.type == expected else { throw violation(.misplacedChunk(header.type)) }
             let (fixed, each): (UInt64, UInt64) = mode == .extended ? (8, 16) : (4, 8)
-            guard count > fixed, (count - fixed).isMultiple(of: each), (count - fixed) / each <= Self.extentCountLimit else { throw badLength }
+            guard count > fixed, (count - fixed).isMultiple(of: each), (count - fixed) / each <= Self.extentCountLimit else {
+                throw badLength
+            }
         case .errorOffset:
             let mayHave: [Command] = [.read, .write, .trim, .cache, .writeZeroes, .blockStatus]
             guard mayHave.contains(request.command) else { throw violation(.misplacedChunk(header.type)) }

@@ -143,7 +143,8 @@ public struct ReplyDecoder: ~Copyable {
             let count = Int(min(left, UInt64(bytes.byteCount)))
             if UInt64(count) < left {
                 state = .data(
-                    cookie: cookie, offset: offset + UInt64(count), left: left - UInt64(count), isStart: false, isLast: isLast, isSimple: isSimple)
+                    cookie: cookie, offset: offset + UInt64(count), left: left - UInt64(count), isStart: false, isLast: isLast,
+                    isSimple: isSimple)
             } else {
                 state = isLast ? .finish(cookie: cookie, isSimple: isSimple) : .head
             }
@@ -194,7 +195,8 @@ public struct ReplyDecoder: ~Copyable {
         }
         if request.command == .read, request.byteCount > 0 {
             _ = waiting[reply.cookie]?.covered.insert(start: 0, end: request.byteCount)
-            state = .data(cookie: reply.cookie, offset: request.offset, left: request.byteCount, isStart: true, isLast: true, isSimple: true)
+            state = .data(
+                cookie: reply.cookie, offset: request.offset, left: request.byteCount, isStart: true, isLast: true, isSimple: true)
         }
         return nil
     }

@@ -83,7 +83,9 @@ extension NBDURI {
         let cid = parts[0].isEmpty ? 2 : decimal(parts[0])
         guard let cid, let number = UInt32(exactly: cid) else { throw .badHost(shown(parts[0])) }
         let digits = parts.count > 1 ? parts[1] : []
-        guard let port = UInt32(exactly: digits.isEmpty ? UInt64(defaultPort) : decimal(digits) ?? .max) else { throw .badPort(shown(digits)) }
+        guard let port = UInt32(exactly: digits.isEmpty ? UInt64(defaultPort) : decimal(digits) ?? .max) else {
+            throw .badPort(shown(digits))
+        }
         return .vsock(cid: number, port: port)
     }
 
@@ -99,7 +101,8 @@ extension NBDURI {
     }
 
     fileprivate static func text(_ bytes: ArraySlice<UInt8>, part: String, allowsControls: Bool = false) throws(NBDURIError) -> String {
-        guard let text = String(protocolBytes: try Percent.decode(bytes)), allowsControls || !text.utf8.contains(where: { $0 < 0x20 || $0 == 0x7F })
+        guard let text = String(protocolBytes: try Percent.decode(bytes)),
+            allowsControls || !text.utf8.contains(where: { $0 < 0x20 || $0 == 0x7F })
         else { throw .badText(part: part) }
         return text
     }

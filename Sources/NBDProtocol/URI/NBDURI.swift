@@ -58,7 +58,8 @@ extension NBDURI: CustomStringConvertible {
         var parameters: [String] = []
         switch address {
         case .tcp(let host, let port):
-            let shown = host.utf8.contains(UInt8(ascii: ":")) ? "[\(Percent.encode(host, keeping: ":"))]" : Percent.encode(host, keeping: "")
+            let shown =
+                host.utf8.contains(UInt8(ascii: ":")) ? "[\(Percent.encode(host, keeping: ":"))]" : Percent.encode(host, keeping: "")
             text += "://\(login)\(shown):\(port)/"
         case .unix(let path):
             text += "+unix://\(login)/"

@@ -1,4 +1,4 @@
-import NBDProtocol
+public import NBDProtocol
 
 #if canImport(Glibc)
     import Glibc
@@ -7,14 +7,14 @@ import NBDProtocol
 #endif
 
 /// Another NBD server, alive while this value is: qemu-nbd or nbdkit on a Unix socket in a directory of its own.
-final class Peer {
-    let directory: String
-    var socket: String { directory + "/socket" }
+public final class Peer {
+    public let directory: String
+    public var socket: String { directory + "/socket" }
 
     /// - Parameters:
     ///   - image: bytes of the raw image `$directory/image`.
     ///   - command: a shell command that returns once the server listens on `$directory/socket`, with its process id in `$directory/pid`.
-    init?(_ command: String, image: String) {
+    public init?(_ command: String, image: String) {
         guard let made = Self.output("mktemp -d"), !made.isEmpty else { return nil }
         directory = made
         guard Self.output("cd '\(made)' && \(image) && \(command) >log 2>&1 && echo up") == "up" else { return nil }
@@ -24,20 +24,21 @@ final class Peer {
         _ = Self.output("kill \"$(cat '\(directory)/pid')\"; rm -rf '\(directory)'")
     }
 
-    static func qemuNBD(_ arguments: String = "-x disk -D 'a disk'", image: String = "truncate -s 10M image") -> Peer? {
+    public static func qemuNBD(_ arguments: String = "-x disk -D 'a disk'", image: String = "truncate -s 10M image") -> Peer? {
         Peer("qemu-nbd -t -f raw --fork --pid-file=\"$PWD/pid\" -k \"$PWD/socket\" \(arguments) image", image: image)
     }
 
-    static func nbdkit(_ arguments: String) -> Peer? {
+    public static func nbdkit(_ arguments: String) -> Peer? {
         Peer("nbdkit -U \"$PWD/socket\" -P \"$PWD/pid\" \(arguments)", image: "true")
     }
 
-    func uri(_ export: String) -> NBDURI { NBDURI(.unix(path: socket), exportName: export) }
+    public func uri(_ export: String) -> NBDURI { NBDURI(.unix(path: socket), exportName: export) }
 
-    static func isInstalled(_ program: String) -> Bool { output("command -v \(program)")?.isEmpty == false }
+    public static func isInstalled(_ program: String) -> Bool { output("command -v \(program)")?.isEmpty == false }
 
     /// What a shell command prints, without the last newline; nil if it fails to start.
-    static func output(_ command: String) -> String? {
+    public static func output(_ command: String) -> String? {
+        // SAFETY: the stream does not leave this function, which closes it once.
         guard let stream = unsafe popen(command, "r") else { return nil }
         var result: [UInt8] = []
         while true {
