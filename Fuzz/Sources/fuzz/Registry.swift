@@ -3,7 +3,8 @@ import Glibc
 
 /// What can be fuzzed, by name. A target gets arbitrary bytes and traps when a promise is broken.
 let targets: [String: @Sendable ([UInt8]) -> Void] = [
-    "canary": fuzzCanary
+    "canary": fuzzCanary,
+    "handshake": fuzzHandshake,
 ]
 
 /// Named by FUZZ_TARGET, since libFuzzer owns the command line.
@@ -29,6 +30,7 @@ let target: @Sendable ([UInt8]) -> Void = {
     }
 }
 
-func fuzzCanary(_ input: [UInt8]) {
+/// Must die: what shows that the harness sees crashes.
+@Sendable func fuzzCanary(_ input: [UInt8]) {
     precondition(!input.starts(with: "NBD!".utf8), "the canary has died, as it must")
 }
