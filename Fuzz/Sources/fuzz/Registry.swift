@@ -5,6 +5,8 @@ import Glibc
 let targets: [String: @Sendable ([UInt8]) -> Void] = [
     "canary": fuzzCanary,
     "handshake": fuzzHandshake,
+    "transmission": fuzzTransmission,
+    "uri": fuzzURI,
 ]
 
 /// Named by FUZZ_TARGET, since libFuzzer owns the command line.
