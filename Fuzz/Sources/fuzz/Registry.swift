@@ -11,6 +11,7 @@ let targets: [String: @Sendable ([UInt8]) -> Void] = [
 
 /// Named by FUZZ_TARGET, since libFuzzer owns the command line.
 let target: @Sendable ([UInt8]) -> Void = {
+    // SAFETY: nothing changes the environment; the string is copied.
     guard let name = unsafe getenv("FUZZ_TARGET").map({ unsafe String(cString: $0) }), let target = targets[name] else {
         print("FUZZ_TARGET must be one of: \(targets.keys.sorted().joined(separator: " "))")
         exit(2)
@@ -21,9 +22,9 @@ let target: @Sendable ([UInt8]) -> Void = {
 @main struct Fuzz {
     static func main() {
         var count = CommandLine.argc
-        var arguments: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>? = unsafe CommandLine.unsafeArgv
-        // SAFETY: both are the arguments that the process was started with; libFuzzer owns `size` bytes at `start` for the length of the
+        // SAFETY: the arguments are those that the process was started with; libFuzzer owns `size` bytes at `start` for the length of the
         // callback, and they are copied.
+        var arguments: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>? = unsafe CommandLine.unsafeArgv
         let result = unsafe LLVMFuzzerRunDriver(&count, &arguments) { start, size in
             target(unsafe [UInt8](UnsafeBufferPointer(start: start, count: size)))
             return 0
