@@ -24,7 +24,7 @@ private final class Watch: Sendable {
             watch.lines == [
                 "nbd_negotiate_begin", "nbd_negotiate_options_flags flags=0x3",
                 "nbd_negotiate_options_check_option option=7 (GO) length=16",
-                "nbd_negotiate_handle_info_requests export='disk' count=3 requests=NAME,BLOCK_SIZE,77",
+                "nbd_negotiate_handle_info_requests export='disk' count=3 requests=NAME,BLOCK_SIZE,unknown 77",
                 "nbd_negotiate_send_info info=1 (NAME) length=4", "nbd_negotiate_send_rep_len option=7 (GO) type=0x3 (INFO) length=6",
                 "nbd_negotiate_send_info info=2 (DESCRIPTION) length=6", "nbd_negotiate_send_rep_len option=7 (GO) type=0x3 (INFO) length=8",
                 "nbd_negotiate_handle_info_block_size minimum=1 preferred=4096 maximum=33554432",

@@ -190,6 +190,7 @@ private struct TransmissionRun: ~Copyable {
             precondition(FuzzDevice.isHole(position) == (extent.flags == 3), "status at \(position)")
             position += extent.byteCount
         }
+        // S-CVE-23: nor at the very end.
         precondition(position <= FuzzDevice.byteCount, "extents beyond the end (P-CMD-BST-4)")
     }
 }
