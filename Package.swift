@@ -42,6 +42,7 @@ let package = Package(
         .library(name: "NBDClient", targets: ["NBDClient"]),
         .library(name: "Block", targets: ["Block"]),
         .library(name: "BlockDrivers", targets: ["BlockDrivers"]),
+        .library(name: "NBDEngine", targets: ["NBDEngine"]),
         .library(name: "NBDProtocol", targets: ["NBDProtocol"]),
         .library(name: "BlockDeviceConformance", targets: ["BlockDeviceConformance"]),
         .executable(name: "nbd", targets: ["nbd"]),

@@ -5,12 +5,18 @@ import PackageDescription
 let package = Package(
     name: "Fuzz",
     platforms: [.macOS(.v15)],
-    dependencies: [.package(name: "swift-nbd", path: "..")],
+    dependencies: [
+        .package(name: "swift-nbd", path: ".."),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+    ],
     targets: [
         .target(name: "CFuzz"),
         .executableTarget(
             name: "fuzz",
-            dependencies: ["CFuzz", .product(name: "NBDProtocol", package: "swift-nbd")],
+            dependencies: [
+                "CFuzz", .product(name: "NBDProtocol", package: "swift-nbd"), .product(name: "NBDEngine", package: "swift-nbd"),
+                .product(name: "Block", package: "swift-nbd"), .product(name: "NIOCore", package: "swift-nio"),
+            ],
             swiftSettings: [
                 .swiftLanguageMode(.v6), .strictMemorySafety(), .enableExperimentalFeature("Lifetimes"),
                 .unsafeFlags(["-parse-as-library"]),

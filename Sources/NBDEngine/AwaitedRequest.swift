@@ -57,6 +57,10 @@ public struct AwaitedRequest: Sendable {
 
     /// Everything that is answered with a mere success.
     private func perform() async throws(BlockError) {
+        if request.command == .flush {
+            if !device.info.isReadOnly { try await device.flush() }
+            return
+        }
         let range = try range()
         let isDurable = request.flags.contains(.fua)
         switch request.command {
@@ -75,8 +79,6 @@ public struct AwaitedRequest: Sendable {
             if isDurable { try await device.flush() }  // S-CMD-18
         case .cache:
             if !range.isEmpty { try await device.prefetch(range) }
-        case .flush:
-            if !device.info.isReadOnly { try await device.flush() }
         default:
             throw BlockError(.invalid, "unsupported command \(request.command.rawValue)")
         }

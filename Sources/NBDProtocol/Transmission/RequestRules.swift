@@ -40,7 +40,7 @@ public struct RequestRules: Sendable {
         public var flags: CommandFlags
         public var cookie: UInt64
         public var offset: UInt64
-        /// Bytes of the export concerned; inside the export, except for FLUSH, where it is 0.
+        /// Bytes of the export concerned, inside the export; for FLUSH 0, at an offset that means nothing.
         public var count: UInt64
         /// BLOCK_STATUS only: what to report, in the order of replies.
         public var contexts: [MetaContext]
@@ -155,9 +155,8 @@ public struct RequestRules: Sendable {
             return .failure(Refusal(.notPermitted, "\(command) on a read-only export"))
         }
         var request = Request(command: command, flags: header.flags, cookie: header.cookie, offset: header.offset, count: count)
-        // FLUSH concerns the whole export; wnbd puts junk here (P-CMD-FLUSH-2).
+        // FLUSH concerns the whole export; wnbd puts junk here (P-CMD-FLUSH-2). Extended replies repeat the junk (P-EXT-10).
         if command == .flush {
-            request.offset = 0
             request.count = 0
             return .success(request)
         }
