@@ -221,3 +221,51 @@ def test_cookies_come_back_unchanged_even_when_they_repeat(client):
     batch = Wire.header(wire.FLUSH, cookie=5) * 10
     client.send(batch)
     assert [client.answer()[:2] for _ in range(10)] == [(0, 5)] * 10
+
+
+class TestForms:
+    """Which shape a reply has."""
+
+    def test_structured_mode_answers_reads_by_chunks_and_the_rest_simply_or_by_chunks(self, serve, disk):
+        # S-CMD-28, S-REP-04, P-REP-02, P-REP-04, P-REP-06, P-REP-09
+        with Wire(serve(disk).uri) as link:
+            link.go(structured=True)
+            link.request(wire.READ, 0, 0)
+            assert link.chunk() == (1, wire.NONE, 1, b"")
+            link.request(wire.READ, 4096, 512, flags=wire.DF)
+            flags, kind, _, payload = link.chunk()
+            # S-REP-03, S-REP-05
+            assert (flags, kind, payload) == (1, wire.DATA, (4096).to_bytes(8, "big") + bytes(512))
+            assert link.call(wire.WRITE, 0, 1, data=b"x") == 0
+
+    def test_a_failed_read_over_simple_replies_has_no_data(self, serve, disk):
+        # P-CMD-READ-1, S-CMD-09
+        with Wire(serve(disk).uri) as link:
+            link.go()
+            link.send(Wire.header(wire.READ, SIZE, 4096, cookie=1) + Wire.header(wire.READ, 0, 4, cookie=2))
+            answers = {}
+            for _ in range(2):
+                error, cookie = link.simple()
+                answers[cookie] = (error, b"" if error else link.receive(4))
+            assert answers == {1: (EINVAL, b""), 2: (0, bytes(4))}
+
+    def test_status_gives_one_chunk_for_one_context(self, serve, disk):
+        # S-CMD-25, S-REP-07, P-CMD-BST-1
+        with Wire(serve(disk).uri) as link:
+            link.go(structured=True, contexts=["base:allocation"])
+            link.request(wire.STATUS, 0, MIB)
+            flags, kind, _, payload = link.chunk()
+            assert flags == 1 and kind == wire.BLOCK_STATUS
+            assert payload == b"".join(n.to_bytes(4, "big") for n in (*link.contexts, MIB, 3))
+
+
+class TestFastZero:
+    def test_is_the_only_way_to_enotsup(self, serve, directory):
+        # S-ERR-07, P-CMD-ZERO-3, P-ERR-06
+        (directory / "image").write_bytes(b"x" * MIB)
+        with Wire(serve(directory / "image").uri) as link:
+            link.go()
+            assert link.call(wire.ZEROES, 1, 4095) == 0
+            assert link.call(wire.ZEROES, 4097, 100, flags=wire.NO_HOLE) == 0
+            assert link.call(wire.ZEROES, 8192, 4096, flags=wire.FAST_ZERO) in (0, wire.ENOTSUP)
+            assert link.call(wire.TRIM, 1, 100) == 0

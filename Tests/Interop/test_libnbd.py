@@ -213,7 +213,7 @@ class TestSeveralConnections:
 
 class TestWithoutStructuredReplies:
     def test_everything_works(self, serve, disk, connect):
-        # P-REP-01, S-CMD-02, S-EXPN-10
+        # P-REP-01, S-CMD-02
         handle = connect(serve(disk).uri, structured=False)
         assert not handle.get_structured_replies_negotiated() and not handle.can_df()
         handle.pwrite(b"abc" * 1000, 17)

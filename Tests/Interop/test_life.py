@@ -277,7 +277,6 @@ class TestStopping:
         server.stop()
 
     def test_a_stalled_payload_does_not_hold_it_up_for_ever(self, serve, disk):
-        # S-DRN-07
         server = serve(disk, extra=["--drain-limit", "2"], stderr=None)
         with Wire(server.uri) as link:
             link.go()

@@ -43,7 +43,7 @@ class TestExports:
         assert (a.pread(3, 0), b.pread(3, 0)) == (b"ONE", b"two")
 
     def test_contexts_of_one_do_not_serve_for_another(self, serve, two):
-        # S-META-26, S-INFO-21, S-EXPN-08, P-META-12, S-BUG-14
+        # S-META-26, S-INFO-21, S-EXPN-08, P-META-12
         with Wire(unix_uri(serve(extra=two).sockets[0])) as link:
             link.greet()
             link.ask(wire.STRUCTURED)
