@@ -19,6 +19,44 @@ def test_nbd_client_lists(serve, disk):
     assert "shelf" in out(client, "-l", "127.0.0.1", "-p", server.port)
 
 
+def test_nbdsh(serve, disk):
+    script = """
+h.set_strict_mode(0)
+h.connect_uri("URI")
+h.pwrite(b"nbdsh", 100)
+assert h.pread(5, 100) == b"nbdsh"
+try:
+    h.pwrite(b"x", h.get_size())
+except nbd.Error as error:
+    assert error.errno == "ENOSPC", error
+else:
+    raise AssertionError("a write past the end")
+"""
+    run(need("nbdsh"), "-c", script.replace("URI", serve(disk).uri))
+
+
+class TestSingle:
+    """One client on standard input."""
+
+    def test_of_libnbd(self, disk):
+        nbd = need_libnbd()
+        handle = nbd.NBD()
+        handle.connect_command([servers.NBD, "serve", "--single", str(disk)])
+        handle.pwrite(b"hello", 0)
+        assert handle.pread(5, 0) == b"hello"
+        handle.shutdown()
+        assert disk.read_bytes()[:5] == b"hello"
+
+    def test_behind_socat(self, disk, directory, start):
+        # inetd's way
+        path = directory / "s"
+        relay = start(need("socat"), f"UNIX-LISTEN:{path},fork", f"EXEC:{servers.NBD} serve --single --read-only {disk}",
+                      await_uri=False)
+        relay.wait_for_socket(path)
+        for _ in range(2):
+            assert out(need("nbdinfo"), "--size", servers.unix_uri(path)) == f"{64 * MIB}\n"
+
+
 class TestSocketActivation:
     # S-SRV-09
     def command(self, disk, *words):
