@@ -79,6 +79,20 @@ extension HostFile {
         return attemptRead(at: offset, into: memory) == memory.count
     }
 
+    /// Appends `count` bytes to `output` and returns true if that needs no waiting; otherwise returns false and appends nothing.
+    ///
+    /// - Precondition: `output` has room for them.
+    public func readNow(at offset: UInt64, count: Int, into output: inout OutputRawSpan) -> Bool {
+        precondition(count >= 0 && count <= output.freeCapacity, "\(count) bytes for room of \(output.freeCapacity)")
+        // SAFETY: the room was checked; the kernel has initialised exactly the bytes that are then counted.
+        return unsafe output.withUnsafeMutableBytes { (bytes: UnsafeMutableRawBufferPointer, initialized: inout Int) in
+            let memory = unsafe BorrowedMemory(UnsafeMutableRawBufferPointer(rebasing: bytes[initialized..<initialized + count]))
+            guard attemptRead(at: offset, into: memory) == count else { return false }
+            initialized += count
+            return true
+        }
+    }
+
     /// Writes `bytes` and returns true if that needs no waiting. After false, any part may have been written: write all of it again.
     public func writeNow(at offset: UInt64, from bytes: RawSpan) -> Bool {
         guard state.lostData.load(ordering: .relaxed) == 0 else { return false }
