@@ -127,6 +127,6 @@ extension HostFile {
     @inline(never) private func endOfFile(_ end: UInt64, missing: Int) -> HostError {
         HostError(
             .ioError, "read", path: path,
-            detail: "the file ends at byte \(end), \(missing) bytes too early: it had \(byteCount) bytes when it was opened")
+            detail: "\(missing) bytes at \(end) are missing: the file had \(byteCount) bytes when it was opened and has become shorter")
     }
 }
