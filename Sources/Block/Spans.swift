@@ -42,3 +42,11 @@ extension RawSpan {
         return true
     }
 }
+
+extension [UInt8] {
+    /// The bytes, borrowed.
+    public var rawBytes: RawSpan {
+        // SAFETY: marked unsafe for element types with padding; bytes have none.
+        @_lifetime(borrow self) get { unsafe span.bytes }
+    }
+}
