@@ -1,4 +1,4 @@
-import HostIO
+internal import HostIO
 
 extension Segment {
     public var byteCount: Int {
@@ -10,8 +10,8 @@ extension Segment {
     /// Appends the segment's bytes to `output`, which has room for them, if that can be done without waiting for a disk.
     public func readNow(into output: inout OutputRawSpan) -> Bool {
         switch self {
-        case .file:
-            return false
+        case .file(let file, let offset, let count):
+            return file.readNow(at: offset, count: count, into: &output)
         case .zeroes(let count):
             // SAFETY: `append` checks the capacity; zero is a byte.
             unsafe output.append(repeating: 0, count: count, as: UInt8.self)
@@ -23,8 +23,11 @@ extension Segment {
     /// written.
     public func writeNow(from bytes: RawSpan) -> Bool {
         switch self {
-        case .file: return false
-        case .zeroes: return false
+        case .file(let file, let offset, let count):
+            precondition(bytes.byteCount == count, "\(bytes.byteCount) bytes for a segment of \(count)")
+            return file.writeNow(at: offset, from: bytes)
+        case .zeroes:
+            return false
         }
     }
 }

@@ -1,0 +1,283 @@
+#define _GNU_SOURCE
+#include "CHostIO.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#if defined(__linux__)
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#define MAJOR(device) gnu_dev_major(device)
+#define MINOR(device) gnu_dev_minor(device)
+#else
+#define MAJOR(device) ((uint32_t)major(device))
+#define MINOR(device) ((uint32_t)minor(device))
+#endif
+
+#define RESULT(expression)                    \
+    do {                                      \
+        __typeof__(expression) r = (expression); \
+        return r < 0 ? -errno : r;            \
+    } while (0)
+
+int chostio_open(const char *path, bool writable, bool direct) {
+    // O_NONBLOCK: opening a fifo must not wait for its other end. It has no effect on files and disks.
+    int flags = (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+#if defined(__linux__)
+    if (direct) flags |= O_DIRECT;
+#endif
+    int fd = open(path, flags);
+    if (fd < 0) return -errno;
+    int failed = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+#if !defined(__linux__)
+    if (direct) failed |= fcntl(fd, F_NOCACHE, 1);
+#endif
+    if (failed < 0) {
+        int code = errno;
+        close(fd);
+        return -code;
+    }
+    return fd;
+}
+
+struct start {
+    void (*body)(void *);
+    void *context;
+};
+
+static void *run(void *argument) {
+    struct start start = *(struct start *)argument;
+    free(argument);
+    start.body(start.context);
+    return NULL;
+}
+
+int chostio_start_thread(void (*body)(void *), void *context) {
+    struct start *start = malloc(sizeof *start);
+    if (!start) return -ENOMEM;
+    *start = (struct start){body, context};
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, 512 << 10);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    pthread_t thread;
+    int code = pthread_create(&thread, &attributes, run, start);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    if (code != 0) free(start);
+    return -code;
+}
+
+int chostio_close(int fd) { RESULT(close(fd)); }
+
+int chostio_retire(int fd) {
+#if defined(__linux__)
+    int dead = open("/", O_PATH | O_CLOEXEC);
+    if (dead < 0) return -errno;
+    int result = dup3(dead, fd, O_CLOEXEC);
+#else
+    int dead = open("/", O_RDONLY | O_CLOEXEC);
+    if (dead < 0) return -errno;
+    int result = dup2(dead, fd);
+#endif
+    int code = errno;
+    close(dead);
+    return result < 0 ? -code : 0;
+}
+
+int chostio_stat(int fd, struct chostio_stat *out) {
+    struct stat s;
+    if (fstat(fd, &s) < 0) return -errno;
+    out->size = (uint64_t)s.st_size;
+    out->allocated = (uint64_t)s.st_blocks * 512;
+    out->mode = s.st_mode;
+    out->device_major = MAJOR(s.st_dev);
+    out->device_minor = MINOR(s.st_dev);
+    out->node_major = MAJOR(s.st_rdev);
+    out->node_minor = MINOR(s.st_rdev);
+    return 0;
+}
+
+enum chostio_file_type chostio_file_type(uint32_t mode) {
+    if (S_ISREG(mode)) return CHOSTIO_REGULAR;
+    if (S_ISBLK(mode)) return CHOSTIO_BLOCK;
+    if (S_ISCHR(mode)) return CHOSTIO_CHARACTER;
+    if (S_ISDIR(mode)) return CHOSTIO_DIRECTORY;
+    if (S_ISFIFO(mode)) return CHOSTIO_FIFO;
+    if (S_ISSOCK(mode)) return CHOSTIO_SOCKET;
+    return CHOSTIO_OTHER;
+}
+
+int64_t chostio_pread(int fd, void *buffer, size_t count, uint64_t offset) { RESULT(pread(fd, buffer, count, (off_t)offset)); }
+
+int64_t chostio_pwrite(int fd, const void *buffer, size_t count, uint64_t offset) {
+    RESULT(pwrite(fd, buffer, count, (off_t)offset));
+}
+
+int chostio_truncate(int fd, uint64_t size) { RESULT(ftruncate(fd, (off_t)size)); }
+
+int64_t chostio_seek_data(int fd, uint64_t offset) { RESULT((int64_t)lseek(fd, (off_t)offset, SEEK_DATA)); }
+
+int64_t chostio_seek_hole(int fd, uint64_t offset) { RESULT((int64_t)lseek(fd, (off_t)offset, SEEK_HOLE)); }
+
+#if defined(__linux__)
+
+bool chostio_in_memory(int fd) {
+    struct statfs s;
+    if (fstatfs(fd, &s) < 0) return false;
+    return s.f_type == 0x01021994 /* TMPFS_MAGIC */ || (uint32_t)s.f_type == 0x858458f6u /* RAMFS_MAGIC */;
+}
+
+// The fields are younger than some C libraries' headers; the layout is the kernel's (Linux 6.1, include/uapi/linux/stat.h).
+#define CHOSTIO_STATX_DIOALIGN 0x00002000U
+
+int chostio_direct_alignment(int fd, uint32_t *memory, uint32_t *offset) {
+    union {
+        uint8_t bytes[256];
+        uint32_t words[64];
+    } s = {{0}};
+    if (syscall(SYS_statx, fd, "", 0x1000 /* AT_EMPTY_PATH */, CHOSTIO_STATX_DIOALIGN, &s) < 0) return -errno;
+    if (!(s.words[0] & CHOSTIO_STATX_DIOALIGN)) return -ENOTSUP;
+    *memory = s.words[0x98 / 4];
+    *offset = s.words[0x9c / 4];
+    return 0;
+}
+
+int64_t chostio_pread_now(int fd, void *buffer, size_t count, uint64_t offset) {
+    struct iovec v = {buffer, count};
+    RESULT(preadv2(fd, &v, 1, (off_t)offset, RWF_NOWAIT));
+}
+
+int64_t chostio_pwrite_now(int fd, const void *buffer, size_t count, uint64_t offset) {
+    struct iovec v = {(void *)buffer, count};
+    RESULT(pwritev2(fd, &v, 1, (off_t)offset, RWF_NOWAIT));
+}
+
+int64_t chostio_pwrite_durable(int fd, const void *buffer, size_t count, uint64_t offset) {
+    struct iovec v = {(void *)buffer, count};
+    RESULT(pwritev2(fd, &v, 1, (off_t)offset, RWF_DSYNC));
+}
+
+int chostio_datasync(int fd) { RESULT(fdatasync(fd)); }
+
+int chostio_punch_hole(int fd, uint64_t offset, uint64_t count) {
+    RESULT(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)count));
+}
+
+int chostio_zero_range(int fd, uint64_t offset, uint64_t count) {
+    RESULT(fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)count));
+}
+
+int chostio_allocate(int fd, uint64_t offset, uint64_t count) {
+    RESULT(fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)count));
+}
+
+int chostio_will_need(int fd, uint64_t offset, uint64_t count) {
+    return -posix_fadvise(fd, (off_t)offset, (off_t)count, POSIX_FADV_WILLNEED);
+}
+
+int chostio_random_access(int fd) { return -posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); }
+
+#ifndef F_OFD_GETLK
+#define F_OFD_GETLK 36
+#define F_OFD_SETLK 37
+#endif
+
+int chostio_lock_byte(int fd, uint64_t offset) {
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};
+    RESULT(fcntl(fd, F_OFD_SETLK, &lock));
+}
+
+int chostio_unlock_byte(int fd, uint64_t offset) {
+    struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};
+    RESULT(fcntl(fd, F_OFD_SETLK, &lock));
+}
+
+int chostio_is_byte_locked(int fd, uint64_t offset) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};
+    if (fcntl(fd, F_OFD_GETLK, &lock) < 0) return -errno;
+    return lock.l_type != F_UNLCK;
+}
+
+int chostio_device_size(int fd, uint64_t *out) { RESULT(ioctl(fd, BLKGETSIZE64, out)); }
+
+int chostio_device_sector(int fd, uint32_t *out) {
+    int size = 0;
+    if (ioctl(fd, BLKSSZGET, &size) < 0) return -errno;
+    *out = (uint32_t)size;
+    return 0;
+}
+
+int chostio_device_is_read_only(int fd) {
+    int flag = 0;
+    if (ioctl(fd, BLKROGET, &flag) < 0) return -errno;
+    return flag != 0;
+}
+
+int chostio_device_discard(int fd, uint64_t offset, uint64_t count) {
+    uint64_t range[2] = {offset, count};
+    RESULT(ioctl(fd, BLKDISCARD, range));
+}
+
+int chostio_device_zero_out(int fd, uint64_t offset, uint64_t count) {
+    uint64_t range[2] = {offset, count};
+    RESULT(ioctl(fd, BLKZEROOUT, range));
+}
+
+#else  // Darwin
+
+#include <sys/disk.h>
+#include <sys/mount.h>
+
+bool chostio_in_memory(int fd) { (void)fd; return false; }
+int chostio_direct_alignment(int fd, uint32_t *memory, uint32_t *offset) {
+    (void)fd; *memory = 1; *offset = 1; return 0;  // F_NOCACHE takes any alignment
+}
+int64_t chostio_pread_now(int fd, void *b, size_t c, uint64_t o) { (void)fd; (void)b; (void)c; (void)o; return -ENOTSUP; }
+int64_t chostio_pwrite_now(int fd, const void *b, size_t c, uint64_t o) { (void)fd; (void)b; (void)c; (void)o; return -ENOTSUP; }
+int64_t chostio_pwrite_durable(int fd, const void *b, size_t c, uint64_t o) { (void)fd; (void)b; (void)c; (void)o; return -ENOTSUP; }
+// fsync alone does not reach the medium on Darwin; a file system without F_FULLFSYNC gets what it has.
+int chostio_datasync(int fd) { if (fcntl(fd, F_FULLFSYNC) == 0) return 0; RESULT(fsync(fd)); }
+int chostio_punch_hole(int fd, uint64_t offset, uint64_t count) {
+    fpunchhole_t hole = {.fp_flags = 0, .reserved = 0, .fp_offset = (off_t)offset, .fp_length = (off_t)count};
+    if (fcntl(fd, F_PUNCHHOLE, &hole) == 0) return 0;
+    return errno == EINVAL ? -ENOTSUP : -errno;  // ends that are no multiples of the file system's block
+}
+int chostio_zero_range(int fd, uint64_t o, uint64_t c) { (void)fd; (void)o; (void)c; return -ENOTSUP; }
+int chostio_allocate(int fd, uint64_t o, uint64_t c) { (void)fd; (void)o; (void)c; return -ENOTSUP; }
+int chostio_will_need(int fd, uint64_t offset, uint64_t count) {
+    struct radvisory advice = {.ra_offset = (off_t)offset, .ra_count = count > INT32_MAX ? INT32_MAX : (int)count};
+    RESULT(fcntl(fd, F_RDADVISE, &advice));
+}
+int chostio_random_access(int fd) { RESULT(fcntl(fd, F_RDAHEAD, 0)); }
+int chostio_lock_byte(int fd, uint64_t o) { (void)fd; (void)o; return -ENOTSUP; }
+int chostio_unlock_byte(int fd, uint64_t o) { (void)fd; (void)o; return -ENOTSUP; }
+int chostio_is_byte_locked(int fd, uint64_t o) { (void)fd; (void)o; return -ENOTSUP; }
+int chostio_device_size(int fd, uint64_t *out) {
+    uint64_t blocks = 0;
+    uint32_t size = 0;
+    if (ioctl(fd, DKIOCGETBLOCKCOUNT, &blocks) < 0 || ioctl(fd, DKIOCGETBLOCKSIZE, &size) < 0) return -errno;
+    *out = blocks * size;
+    return 0;
+}
+int chostio_device_sector(int fd, uint32_t *out) { RESULT(ioctl(fd, DKIOCGETBLOCKSIZE, out)); }
+int chostio_device_is_read_only(int fd) { (void)fd; return 0; }
+int chostio_device_discard(int fd, uint64_t o, uint64_t c) { (void)fd; (void)o; (void)c; return -ENOTSUP; }
+int chostio_device_zero_out(int fd, uint64_t o, uint64_t c) { (void)fd; (void)o; (void)c; return -ENOTSUP; }
+
+#endif

@@ -1,0 +1,102 @@
+public import Block
+
+/// A part of another device: bytes `offset ..< offset + byteCount` of it (S-EXP-07; qemu-nbd's `--offset`).
+public final class RawWindow: BlockDevice {
+    public let info: DeviceInfo
+    private let device: any BlockDevice
+    private let offset: UInt64
+
+    /// - Parameter byteCount: length of the window; nil for all that follows `offset`.
+    /// - Throws: `.outOfRange` when the window does not lie in `device`; `.invalid` when it cuts a block of a device whose minimum block
+    ///   is larger than a byte.
+    public init(_ device: any BlockDevice, offset: UInt64, byteCount: UInt64? = nil) throws(BlockError) {
+        let whole = device.info.byteCount
+        let count = byteCount ?? (offset <= whole ? whole - offset : 0)
+        guard let range = ByteRange(start: offset, count: count, within: whole) else {
+            throw .outOfRange(offset: offset, count: count, size: whole)
+        }
+        let minimum = device.info.blockSize.minimum
+        guard range.isAligned(to: UInt64(minimum)) || (range.end == whole && offset % UInt64(minimum) == 0) else {
+            throw BlockError(.invalid, "a window of \(range) cuts blocks of \(minimum) bytes")
+        }
+        var info = device.info
+        info.byteCount = count
+        self.info = info
+        self.device = device
+        self.offset = offset
+    }
+
+    public func read(at offset: UInt64, into buffer: inout MutableRawSpan) async throws(BlockError) {
+        let range = try inner(ByteRange(start: offset, count: UInt64(buffer.byteCount)))
+        try await device.read(at: range.start, into: &buffer)
+    }
+
+    public func write(at offset: UInt64, from bytes: RawSpan, _ options: WriteOptions) async throws(BlockError) {
+        let range = try inner(ByteRange(start: offset, count: UInt64(bytes.byteCount)))
+        try await device.write(at: range.start, from: bytes, options)
+    }
+
+    public func writeZeroes(_ range: ByteRange, _ options: WriteOptions) async throws(BlockError) {
+        try await device.writeZeroes(inner(range), options)
+    }
+
+    public func discard(_ range: ByteRange) async throws(BlockError) {
+        try await device.discard(inner(range))
+    }
+
+    public func flush() async throws(BlockError) {
+        try await device.flush()
+    }
+
+    public func prefetch(_ range: ByteRange) async throws(BlockError) {
+        try await device.prefetch(inner(range))
+    }
+
+    public func status(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {
+        try await device.status(of: inner(range), into: &extents)
+    }
+
+    public func makeMapper() -> sending (any RangeMapper)? {
+        guard let mapper = device.makeMapper() else { return nil }
+        return WindowMapper(mapper, offset: offset, byteCount: info.byteCount)
+    }
+
+    public func close() async {
+        await device.close()
+    }
+
+    /// The same bytes in the device below. Checked again, although callers check: behind the window lie somebody else's bytes.
+    private func inner(_ range: ByteRange?) throws(BlockError) -> ByteRange {
+        guard let range, range.end <= info.byteCount, let inner = ByteRange(start: offset + range.start, count: range.count) else {
+            throw .outOfRange(offset: range?.start ?? .max, count: range?.count ?? .max, size: info.byteCount)
+        }
+        return inner
+    }
+}
+
+private final class WindowMapper: RangeMapper {
+    private let mapper: any RangeMapper
+    private let offset: UInt64
+    private let byteCount: UInt64
+
+    init(_ mapper: any RangeMapper, offset: UInt64, byteCount: UInt64) {
+        self.mapper = mapper
+        self.offset = offset
+        self.byteCount = byteCount
+    }
+
+    func mapRead(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
+        guard let range = inner(range) else { return false }
+        return mapper.mapRead(range, into: &segments)
+    }
+
+    func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
+        guard let range = inner(range) else { return false }
+        return mapper.mapWrite(range, into: &segments)
+    }
+
+    private func inner(_ range: ByteRange) -> ByteRange? {
+        guard range.end <= byteCount else { return nil }
+        return ByteRange(start: offset + range.start, count: range.count)
+    }
+}
