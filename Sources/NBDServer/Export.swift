@@ -49,7 +49,7 @@ struct ServedExport: Sendable {
             // FAST_ZERO says that the flag is understood, not that zeroes are fast (P-FLG-05).
             if info.abilities.zeroes != .none { flags.formUnion([.writeZeroes, .fastZero]) }
         }
-        device = export.device
+        device = Emulation(export.device)
         let sizes = info.blockSize
         // libnbd throws all three sizes away unless the maximum is a multiple of the minimum (S-INFO-13).
         let maximum = min(sizes.maximum, payloadByteCountLimit) / sizes.minimum * sizes.minimum
