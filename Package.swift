@@ -86,6 +86,6 @@ let package = Package(
         tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", nioCore]),
         tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers", nioCore, nioPosix]),
         tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
-        tests("NBDToolTests", ["NBDTool", "NBDProtocol", "Block", "TestPeers"]),
+        tests("NBDToolTests", ["NBDTool", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),
     ]
 )

@@ -1,0 +1,10 @@
+import ArgumentParser
+
+/// `nbd`: one executable, one subcommand for each thing to do.
+struct NBDCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "nbd",
+        abstract: "Network block devices: serve disks and look at them.",
+        version: "nbd \(Version.current)",
+        subcommands: [ServeCommand.self, InfoCommand.self, ListCommand.self])
+}

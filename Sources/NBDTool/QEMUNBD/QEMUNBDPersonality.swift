@@ -1,0 +1,60 @@
+/// The command `qemu-nbd`: this program under that name. Same options, same exit codes, our own words; docs/serve.md has a table of what
+/// differs.
+enum QEMUNBDPersonality {
+    static let program = "qemu-nbd"
+
+    /// - Parameter arguments: Without the name of the program.
+    /// - Returns: The exit code.
+    static func run(_ arguments: [String]) async -> Int32 {
+        do throws(ToolError) {
+            switch try QEMUNBDInvocation(arguments) {
+            case .help: HostProcess.write(Array(help.utf8), to: 1)
+            case .version: HostProcess.write(Array("\(program) \(Version.current) (swift-nbd)\n".utf8), to: 1)
+            case .serve(let options): return await Serve.run(options)
+            case .list(let address): HostProcess.write(Array(try await QEMUNBDList.text(of: address).utf8), to: 1)
+            }
+            return 0
+        } catch {
+            Serve.report(error.message, program: program)
+            return 1
+        }
+    }
+
+    static let help = """
+        Usage: qemu-nbd [OPTIONS] FILE
+          or:  qemu-nbd -L [OPTIONS]
+        swift-nbd \(Version.current), called as qemu-nbd. `nbd serve --help` shows more.
+
+          -h, --help                 show this text
+          -V, --version              show the version
+
+        Connections
+          -p, --port=PORT            TCP port (default 10809)
+          -b, --bind=HOST            address to listen on (default 0.0.0.0); repeatable
+          -k, --socket=PATH          listen on a Unix socket instead; repeatable
+          -e, --shared=NUM           clients at a time (default 1; 0: no limit)
+          -t, --persistent           stay when the last client leaves
+          -x, --export-name=NAME     name of the export (default: empty)
+          -D, --description=TEXT     description for people
+              --handshake-limit=N    seconds for the handshake (default 10; 0: no limit)
+
+        Image
+          -f, --format=raw           the format; nothing is probed
+          -r, --read-only            clients may not write
+          -o, --offset=OFFSET        the export begins at this byte
+          -n, --nocache              same as --cache=none
+              --cache=MODE           none, writeback (default), writethrough, directsync, unsafe
+              --aio=MODE             threads, native, io_uring
+              --discard=MODE         ignore (default), unmap
+              --detect-zeroes=MODE   off (default), on, unmap
+              --image-opts           FILE is driver=raw,file.driver=file,file.filename=PATH,…
+
+        Other
+          -L, --list                 list the exports of another server
+          -T, --trace=PATTERN        trace events: [enable=]GLOB[,file=PATH]
+          -v, --verbose              log more; with --fork, keep standard error
+              --fork                 go to the background when serving
+              --pid-file=PATH        write the process id to a file when serving
+
+        """
+}

@@ -1,0 +1,93 @@
+import NBDProtocol
+
+/// Decoding is written out because a key that nobody knows must be an error: a misspelt limit is a missing limit.
+extension Configuration: Decodable {
+    init(from decoder: any Decoder) throws {
+        let keys = try StrictKeys(decoder, ["default-export", "pid-file", "limits", "listeners", "exports"])
+        defaultExport = try keys.decode("default-export")
+        pidFile = try keys.decode("pid-file")
+        limits = try keys.decode("limits")
+        listeners = try keys.decode("listeners")
+        exports = try keys.decode("exports")
+    }
+}
+
+extension Configuration.Limits: Decodable {
+    init(from decoder: any Decoder) throws {
+        let keys = try StrictKeys(decoder, ["connections", "requests", "handshake", "drain", "memory", "connection-memory"])
+        connections = try keys.decode("connections")
+        requests = try keys.decode("requests")
+        handshake = try keys.decode("handshake")
+        drain = try keys.decode("drain")
+        memory = try keys.decode("memory")
+        connectionMemory = try keys.decode("connection-memory")
+    }
+}
+
+extension Configuration.Listener: Decodable {
+    init(from decoder: any Decoder) throws {
+        let keys = try StrictKeys(decoder, ["host", "port", "unix", "oldstyle", "list"])
+        host = try keys.decode("host")
+        port = try keys.decode("port")
+        unix = try keys.decode("unix")
+        oldstyle = try keys.decode("oldstyle")
+        list = try keys.decode("list")
+    }
+}
+
+extension Configuration.Export: Decodable {
+    init(from decoder: any Decoder) throws {
+        let keys = try StrictKeys(
+            decoder,
+            [
+                "name", "description", "file", "memory", "null", "pattern", "format", "read-only", "offset", "size", "cache", "discard",
+                "detect-zeroes", "aio", "locking",
+            ])
+        name = try keys.require("name")
+        description = try keys.decode("description")
+        file = try keys.decode("file")
+        memory = try keys.decode("memory")
+        null = try keys.decode("null")
+        pattern = try keys.decode("pattern")
+        format = try keys.decode("format")
+        readOnly = try keys.decode("read-only")
+        offset = try keys.decode("offset")
+        size = try keys.decode("size")
+        cache = try keys.decode("cache")
+        discard = try keys.decode("discard")
+        detectZeroes = try keys.decode("detect-zeroes")
+        aio = try keys.decode("aio")
+        locking = try keys.decode("locking")
+    }
+}
+
+/// A keyed container that refuses keys outside a list.
+private struct StrictKeys {
+    struct Key: CodingKey {
+        var stringValue: String
+        var intValue: Int? { nil }
+        init(_ name: String) { stringValue = name }
+        init?(stringValue: String) { self.stringValue = stringValue }
+        init?(intValue: Int) { nil }
+    }
+
+    private let container: KeyedDecodingContainer<Key>
+
+    init(_ decoder: any Decoder, _ known: Set<String>) throws {
+        container = try decoder.container(keyedBy: Key.self)
+        // The alphabetically first, so that the message does not depend on the order of a hash table.
+        if let unknown = container.allKeys.map(\.stringValue).filter({ !known.contains($0) }).min() {
+            let table = decoder.codingPath.isEmpty ? "" : " in '\(decoder.codingPath.dotted)'"
+            let text = "unknown key '\(unknown.sanitized())'\(table)"
+            throw DecodingError.dataCorrupted(.init(codingPath: [], debugDescription: text))
+        }
+    }
+
+    func decode<T: Decodable>(_ name: String) throws -> T? {
+        try container.decodeIfPresent(T.self, forKey: Key(name))
+    }
+
+    func require<T: Decodable>(_ name: String) throws -> T {
+        try container.decode(T.self, forKey: Key(name))
+    }
+}

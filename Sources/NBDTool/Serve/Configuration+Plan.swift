@@ -1,0 +1,78 @@
+import BlockDrivers
+
+extension Configuration {
+    /// Makes the file the starting point of a plan; the command line changes it afterwards.
+    ///
+    /// - Throws: `.usage` naming the file and the key at fault.
+    func apply(to plan: inout ServePlan) throws(ToolError) {
+        do {
+            plan.defaultExport = defaultExport
+            plan.pidFile = pidFile
+            if let limits { try apply(limits, to: &plan) }
+            for (index, listener) in (listeners ?? []).enumerated() {
+                plan.listeners.append(try self.plan(listener, "listeners[\(index)]"))
+            }
+            for (index, export) in (exports ?? []).enumerated() {
+                plan.exports.append(try self.plan(export, "exports[\(index)]"))
+            }
+        } catch {
+            throw .usage("\(path): \(error.message)")
+        }
+    }
+
+    private func apply(_ limits: Limits, to plan: inout ServePlan) throws(ToolError) {
+        typealias Bounds = NBDTool.Limits
+        if let count = limits.connections {
+            guard 0...Int(Int32.max) ~= count else { throw .usage("limits.connections \(count): expected 0 or more") }
+            plan.connectionLimit = count
+        }
+        if let count = limits.requests {
+            guard Bounds.requests ~= count else {
+                throw .usage("limits.requests \(count): expected \(Bounds.requests.lowerBound) to \(Bounds.requests.upperBound)")
+            }
+            plan.requestLimit = count
+        }
+        if let seconds = limits.handshake { plan.handshakeLimit = try Bounds.seconds(String(seconds), "limits.handshake") }
+        if let seconds = limits.drain { plan.drainLimit = try Bounds.seconds(String(seconds), "limits.drain") }
+        if let size = limits.memory { plan.memoryLimit = try Bounds.memory(size.byteCount, "limits.memory") }
+        if let size = limits.connectionMemory {
+            plan.connectionMemoryLimit = try Bounds.memory(size.byteCount, "limits.connection-memory")
+        }
+    }
+
+    private func plan(_ listener: Listener, _ place: String) throws(ToolError) -> ServePlan.ListenerPlan {
+        var plan = ServePlan.ListenerPlan(place: .privateSocket, oldstyleExport: listener.oldstyle, isListable: listener.list ?? true)
+        switch (listener.host, listener.unix) {
+        case (let host?, nil):
+            guard !host.isEmpty else { throw .usage("\(place).host is empty") }
+            plan.place = .tcp(host: host, port: try ServePlan.port(String(listener.port ?? ServePlan.defaultPort)))
+        case (nil, let path?):
+            guard listener.port == nil else { throw .usage("\(place): a Unix socket has no port") }
+            plan.place = .unix(path: try ServePlan.checked(path: path.hasPrefix("@") ? "\0" + path.dropFirst() : path))
+        default:
+            throw .usage("\(place): exactly one of host and unix must be given")
+        }
+        return plan
+    }
+
+    private func plan(_ export: Export, _ place: String) throws(ToolError) -> ExportPlan {
+        let sources: [ExportPlan.Source?] = [
+            export.file.map { .file($0) }, export.memory.map { .memory(byteCount: $0.byteCount) },
+            export.null.map { .null(byteCount: $0.byteCount) }, export.pattern.map { .pattern(byteCount: $0.byteCount) },
+        ]
+        var plan = ExportPlan(name: export.name, source: try ExportPlan.only(of: sources, place))
+        plan.description = export.description ?? ""
+        plan.offset = export.offset?.byteCount ?? 0
+        plan.byteCount = export.size?.byteCount
+        plan.isReadOnly = export.readOnly ?? false
+        if let format = export.format {
+            try ExportPlan.check(format: format)
+            plan.isFormatGiven = true
+        }
+        try plan.storage.apply(
+            cache: export.cache, discard: export.discard, detectZeroes: export.detectZeroes, aio: export.aio, spell: { "\(place).\($0)" })
+        plan.storage.isLocked = export.locking ?? true
+        try plan.check()
+        return plan
+    }
+}

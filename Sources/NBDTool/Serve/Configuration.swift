@@ -1,0 +1,140 @@
+import FoundationEssentials
+import NBDProtocol
+import TOMLKit
+
+/// The contents of `--config`: TOML in a file named `….toml`, JSON in one named `….json`; the same keys in both.
+///
+///     default-export = "disk"
+///     pid-file = "/run/nbd.pid"
+///     [limits]
+///     connections = 100
+///     [[listeners]]
+///     host = "127.0.0.1"
+///     [[exports]]
+///     name = "disk"
+///     file = "/srv/disk.raw"
+///
+/// Unknown keys are errors. docs/serve.md lists all keys.
+struct Configuration: Equatable, Sendable {
+    /// A configuration longer than this is a mistake.
+    static let byteLimit = 1 << 20
+
+    struct Limits: Equatable, Sendable {
+        var connections: Int?
+        var requests: Int?
+        /// Seconds.
+        var handshake: Int?
+        var drain: Int?
+        var memory: ConfiguredSize?
+        var connectionMemory: ConfiguredSize?
+    }
+
+    struct Listener: Equatable, Sendable {
+        var host: String?
+        var port: Int?
+        var unix: String?
+        var oldstyle: String?
+        var list: Bool?
+    }
+
+    struct Export: Equatable, Sendable {
+        var name: String
+        var description: String?
+        var file: String?
+        var memory: ConfiguredSize?
+        var null: ConfiguredSize?
+        var pattern: ConfiguredSize?
+        var format: String?
+        var readOnly: Bool?
+        var offset: ConfiguredSize?
+        var size: ConfiguredSize?
+        var cache: String?
+        var discard: String?
+        var detectZeroes: String?
+        var aio: String?
+        var locking: Bool?
+    }
+
+    /// For messages.
+    var path = ""
+    var defaultExport: String?
+    var pidFile: String?
+    var limits: Limits?
+    var listeners: [Listener]?
+    var exports: [Export]?
+
+    /// - Throws: `.usage` naming the file, and the key or the place in it.
+    init(contents: [UInt8], path: String) throws(ToolError) {
+        guard contents.count <= Self.byteLimit else { throw .usage("\(path): larger than \(Self.byteLimit) bytes: not a configuration") }
+        guard let text = String(validating: contents, as: UTF8.self) else { throw .usage("\(path): not UTF-8") }
+        do {
+            if path.hasSuffix(".toml") {
+                self = try TOMLDecoder().decode(Configuration.self, from: text)
+            } else if path.hasSuffix(".json") {
+                self = try JSONDecoder().decode(Configuration.self, from: Data(contents))
+            } else {
+                throw ToolError.usage("\(path): the name of a configuration ends in .toml or .json")
+            }
+        } catch {
+            throw Self.explain(error, path)
+        }
+        self.path = path
+    }
+
+    private static func explain(_ error: any Error, _ path: String) -> ToolError {
+        switch error {
+        case let error as ToolError: return error
+        case let error as TOMLParseError:
+            return .usage("\(path): line \(error.source.begin.line), column \(error.source.begin.column): \(error.description)".singleLine)
+        case DecodingError.keyNotFound(let key, let context):
+            return .usage("\(path): key '\((context.codingPath + [key]).dotted)' is missing")
+        case DecodingError.typeMismatch(_, let context), DecodingError.valueNotFound(_, let context):
+            return .usage("\(path): the value of '\(context.codingPath.dotted)' has the wrong type: \(context.debugDescription)".singleLine)
+        case DecodingError.dataCorrupted(let context):
+            let place = context.codingPath.isEmpty ? "" : "'\(context.codingPath.dotted)': "
+            return .usage("\(path): \(place)\(context.debugDescription)".singleLine)
+        default:
+            return .usage("\(path): \(error)".singleLine)
+        }
+    }
+}
+
+/// Bytes: an integer, or a string that `ByteSize` understands.
+struct ConfiguredSize: Equatable, Sendable, Decodable {
+    var byteCount: UInt64
+
+    init(from decoder: any Decoder) throws {
+        let container = try decoder.singleValueContainer()
+        if let text = try? container.decode(String.self) {
+            guard let size = ByteSize.parse(text) else { throw Self.invalid("'\(text.sanitized())'", decoder) }
+            byteCount = size
+        } else {
+            let number = try container.decode(Int64.self)
+            guard number >= 0 else { throw Self.invalid("\(number)", decoder) }
+            byteCount = UInt64(number)
+        }
+    }
+
+    private static func invalid(_ value: String, _ decoder: any Decoder) -> DecodingError {
+        .dataCorrupted(.init(codingPath: decoder.codingPath, debugDescription: "\(value) is not a size"))
+    }
+}
+
+extension [any CodingKey] {
+    /// `exports[0].file`.
+    var dotted: String {
+        reduce(into: "") { text, key in
+            if let index = key.intValue {
+                text += "[\(index)]"
+            } else {
+                text += (text.isEmpty ? "" : ".") + key.stringValue
+            }
+        }
+    }
+}
+
+extension String {
+    fileprivate var singleLine: String {
+        split(whereSeparator: \.isNewline).joined(separator: " ")
+    }
+}

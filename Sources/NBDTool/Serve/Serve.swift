@@ -1,0 +1,48 @@
+#if canImport(Darwin)
+import Darwin
+#elseif canImport(Musl)
+import Musl
+#else
+import Glibc
+#endif
+import Logging
+import NBDProtocol
+
+/// From options to an exit code: what both front ends call.
+enum Serve {
+    /// Serves until the end, or sends a server to the background. Failures become one line on standard error.
+    static func run(_ options: ServeOptions, configurationPath: String? = nil) async -> Int32 {
+        let program = options.style == .qemuNBD ? "qemu-nbd" : "nbd"
+        do throws(ToolError) {
+            return try await start(options, configurationPath, program)
+        } catch {
+            report(error.message, program: program)
+            // qemu-nbd knows one exit code for all failures.
+            return options.style == .qemuNBD ? 1 : error.exitCode
+        }
+    }
+
+    static func report(_ message: String, program: String) {
+        HostProcess.write(Array("\(program): \(message.sanitized(limit: 6000))\n".utf8), to: 2)
+    }
+
+    private static func start(_ options: ServeOptions, _ configurationPath: String?, _ program: String) async throws(ToolError) -> Int32 {
+        let detachment = Detachment.adopt()
+        var configuration: Configuration?
+        if let path = configurationPath {
+            configuration = try Configuration(contents: HostProcess.contents(of: path, limit: Configuration.byteLimit), path: path)
+        }
+        if options.forks && detachment == nil {
+            // Checked here too, so that nothing is started for a command line that is wrong.
+            _ = try ServePlan(options, configuration: configuration, activatedCount: SocketActivation.current().descriptors.count)
+            return try Detachment.startChild()
+        }
+        let activation = try SocketActivation.adopt(alternativeID: detachment == nil ? nil : getppid())
+        let plan = try ServePlan(options, configuration: configuration, activatedCount: activation.descriptors.count)
+        let logger = Logger(label: program) { _ in ToolLogHandler(program: program, isVerbose: plan.isVerbose) }
+        let runner = ServeRunner(
+            plan: plan, style: options.style, activation: activation, notifier: ServiceNotifier.adopt(), detachment: detachment,
+            logger: logger)
+        return try await runner.run()
+    }
+}

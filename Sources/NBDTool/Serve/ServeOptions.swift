@@ -1,0 +1,64 @@
+/// What was typed, unchecked: the one model behind both front ends, `nbd serve` (`ServeCommand`) and the `qemu-nbd` personality
+/// (`QEMUNBDOptions`). `ServePlan` checks it.
+struct ServeOptions: Equatable, Sendable {
+    enum Style: Equatable, Sendable {
+        case nbd
+        case qemuNBD
+    }
+
+    var style: Style
+
+    // What is served.
+    /// The operands.
+    var images: [String] = []
+    /// Every `--export`.
+    var exports: [String] = []
+    var exportName: String?
+    var description: String?
+    var isReadOnly = false
+    var offset: String?
+    var size: String?
+    var format: String?
+    /// The operand is a set of image options, not a path.
+    var takesImageOptions = false
+    var cache: String?
+    var discard: String?
+    var detectZeroes: String?
+    var aio: String?
+    var defaultExport: String?
+
+    // Where.
+    var port: String?
+    var binds: [String] = []
+    var sockets: [String] = []
+    var isSingle = false
+    var oldstyleExport: String?
+    var isListable = true
+
+    // Limits.
+    /// `-e`, `--max-connections`.
+    var connectionLimit: String?
+    var requestLimit: String?
+    var handshakeLimit: String?
+    var memoryLimit: String?
+    var drainLimit: String?
+
+    // Life.
+    /// Stay when the last client has left. nil: as usual for the style.
+    var isPersistent: Bool?
+    var runCommand: String?
+    var exitsWithParent = false
+    var forks = false
+    var pidFile: String?
+    var readyDescriptor: String?
+    /// nil: yes, unless standard output belongs to somebody else (`--run`, `--single`, socket activation).
+    var printsURI: Bool?
+
+    // Watching.
+    var isVerbose = false
+    var traces: [String] = []
+
+    init(style: Style) {
+        self.style = style
+    }
+}

@@ -1,0 +1,131 @@
+import NBDProtocol
+
+/// What `nbd serve` will do: options and configuration file, checked against each other. Pure: nothing has been opened or bound yet.
+struct ServePlan: Equatable, Sendable {
+    enum Place: Equatable, Sendable {
+        case tcp(host: String, port: Int)
+        /// 127.0.0.1, and ::1 where the host has IPv6.
+        case loopback(port: Int)
+        /// A file system path, or an abstract name with a leading NUL.
+        case unix(path: String)
+        /// A socket in a directory of its own with a random name, removed at exit.
+        case privateSocket
+        /// The sockets that the service manager passed (`SocketActivation`).
+        case activated
+        /// One client, connected to standard input.
+        case standardInput
+    }
+
+    struct ListenerPlan: Equatable, Sendable {
+        var place: Place
+        /// Every client of this listener is spoken to in the oldstyle protocol and gets this export.
+        var oldstyleExport: String?
+        var isListable = true
+    }
+
+    static let defaultPort = 10809
+
+    var exports: [ExportPlan] = []
+    var listeners: [ListenerPlan] = []
+    var defaultExport: String?
+
+    var connectionLimit = 100
+    var requestLimit = 16
+    var handshakeLimit = Duration.seconds(10)
+    var memoryLimit: UInt64 = 1 << 30
+    var connectionMemoryLimit: UInt64 = 64 << 20
+    var drainLimit = Duration.seconds(10)
+
+    var stopsAfterLastClient = false
+    var runCommand: String?
+    var exitsWithParent = false
+    var forks = false
+    var pidFile: String?
+    var readyDescriptor: Int32?
+    var printsURI = true
+    /// SIGHUP ends the server, as it does qemu-nbd; otherwise it does nothing.
+    var hangupStops = false
+
+    var isVerbose = false
+    var trace = TracePlan()
+
+    /// - Parameters:
+    ///   - configuration: The contents of `--config`, already read.
+    ///   - activatedCount: Listening sockets inherited from a service manager; 0: none.
+    /// - Throws: `.usage` naming the option or key at fault.
+    init(_ options: ServeOptions, configuration: Configuration? = nil, activatedCount: Int = 0) throws(ToolError) {
+        if let configuration { try configuration.apply(to: &self) }
+        try planExports(options)
+        try planListeners(options, configuration, isActivated: activatedCount > 0)
+        try planLimits(options)
+        try planLife(options, isActivated: activatedCount > 0)
+        for trace in options.traces { try self.trace.add(trace) }
+        isVerbose = options.isVerbose
+    }
+
+    /// qemu-nbd has no limits but the number of clients (S-SRV-06), and serves one client once unless told otherwise (S-SRV-07).
+    private mutating func planLimits(_ options: ServeOptions) throws(ToolError) {
+        if options.style == .qemuNBD { connectionLimit = 1 }
+        if let text = options.connectionLimit {
+            guard let count = Int(text), 0...Int(Int32.max) ~= count else {
+                throw .usage("Invalid shared device number '\(text.sanitized())': expected a number of clients, 0 for no limit")
+            }
+            connectionLimit = count
+        }
+        if let text = options.requestLimit {
+            guard let count = Int(text), Limits.requests ~= count else {
+                throw .usage("invalid --requests '\(text.sanitized())': expected \(Limits.requests.lowerBound) to \(Limits.requests.upperBound)")
+            }
+            requestLimit = count
+        }
+        if let text = options.handshakeLimit { handshakeLimit = try Limits.seconds(text, "--handshake-limit") }
+        if let text = options.drainLimit { drainLimit = try Limits.seconds(text, "--drain-limit") }
+        if let text = options.memoryLimit {
+            guard let size = ByteSize.parse(text) else { throw .usage("invalid --memory-limit '\(text.sanitized())'") }
+            memoryLimit = try Limits.memory(size, "--memory-limit")
+        }
+        connectionMemoryLimit = min(connectionMemoryLimit, memoryLimit)
+    }
+
+    private mutating func planLife(_ options: ServeOptions, isActivated: Bool) throws(ToolError) {
+        stopsAfterLastClient = !(options.isPersistent ?? (options.style == .nbd)) || options.isSingle
+        hangupStops = options.style == .qemuNBD
+        runCommand = options.runCommand
+        exitsWithParent = options.exitsWithParent
+        forks = options.forks
+        pidFile = options.pidFile ?? pidFile
+        if forks && exitsWithParent { throw .usage("--fork and --exit-with-parent are mutually exclusive") }
+        if forks && runCommand != nil { throw .usage("--fork and --run are mutually exclusive") }
+        if forks && options.isSingle { throw .usage("--fork and --single are mutually exclusive") }
+        if runCommand != nil && options.isSingle { throw .usage("--run and --single are mutually exclusive") }
+        if pidFile == "" { throw .usage("the name of the pid file is empty") }
+        if let text = options.readyDescriptor {
+            guard let descriptor = Int32(text), descriptor >= 1 else {
+                throw .usage("invalid --ready-fd '\(text.sanitized())': expected an open descriptor, 1 or higher")
+            }
+            readyDescriptor = descriptor
+        }
+        let isOutputOurs = runCommand == nil && !options.isSingle && !isActivated && options.style == .nbd
+        printsURI = options.printsURI ?? isOutputOurs
+        if printsURI && options.isSingle { throw .usage("--print-uri and --single are mutually exclusive: there is nothing to connect to") }
+    }
+}
+
+/// Bounds that options and configuration files share.
+enum Limits {
+    static let requests = 1...1024
+
+    /// Whole seconds, 0 to 2^31 - 1; 0 means no limit.
+    static func seconds(_ text: String, _ option: String) throws(ToolError) -> Duration {
+        guard let seconds = Int32(text), seconds >= 0 else {
+            throw .usage("invalid \(option) '\(text.sanitized())': expected whole seconds, 0 for no limit")
+        }
+        return .seconds(seconds)
+    }
+
+    /// At least one request of the largest size that every client may send (32 MiB, S-LIM-01) must fit.
+    static func memory(_ size: UInt64, _ option: String) throws(ToolError) -> UInt64 {
+        guard size >= 33 << 20 else { throw .usage("\(option) \(size) is too small: at least 33M, one request of 32M and its reply") }
+        return size
+    }
+}

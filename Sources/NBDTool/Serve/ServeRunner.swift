@@ -1,0 +1,126 @@
+#if canImport(Darwin)
+import Darwin
+#elseif canImport(Musl)
+import Musl
+#else
+import Glibc
+#endif
+import Logging
+import NBDProtocol
+import NBDServer
+
+/// Carries out a plan: opens, listens, tells everybody who waits, serves, and clears up.
+///
+/// What is promised (docs/serve.md, "Readiness"): nobody is told that the server is ready before every image is open and every address
+/// bound; what fails until then is one line and a non-zero exit.
+struct ServeRunner {
+    let plan: ServePlan
+    let style: ServeOptions.Style
+    let activation: SocketActivation
+    let notifier: ServiceNotifier
+    let detachment: Detachment?
+    let logger: Logger
+
+    /// - Returns: The exit code: 0, or that of the command of `--run`.
+    func run() async throws(ToolError) -> Int32 {
+        let files = OwnedFiles()
+        defer { files.removeAll() }
+        let stopper = Stopper(files: files, logger: logger) { [notifier] in notifier.stopping() }
+        stopper.listen(hangupStops: plan.hangupStops)
+        if plan.exitsWithParent { stopper.watchParent() }
+        if let descriptor = plan.readyDescriptor, !HostProcess.isOpen(descriptor) {
+            throw .usage("--ready-fd \(descriptor): not an open descriptor")
+        }
+
+        var exports: [Export] = []
+        for export in plan.exports {
+            exports.append(try await ImageOpener.open(export, expectsProbing: style == .qemuNBD, logger: logger))
+        }
+        let listeners = try makeListeners(files)
+        let server: NBDServer
+        do {
+            server = try NBDServer(exports: exports, configuration: try configuration(listeners), logger: logger)
+            try await server.start()
+        } catch {
+            throw (error as? ToolError) ?? .runtime("\(error)")
+        }
+        for case .unix(let path) in listeners.map(\.address) where path.utf8.first != 0 { files.adopt(path) }
+        do {
+            try announce(server, files)
+            if let command = plan.runCommand { stopper.adopt(child: try start(command, server)) }
+        } catch {
+            server.shutdown()
+            try? await server.run()
+            throw error
+        }
+        stopper.adopt(server)
+        do {
+            try await server.run()
+        } catch {
+            throw .runtime("\(error)")
+        }
+        return await stopper.childExitCode() ?? 0
+    }
+
+    /// Takes away stale socket files, finds names for private sockets.
+    private func makeListeners(_ files: OwnedFiles) throws(ToolError) -> [Listener] {
+        var listeners: [Listener] = []
+        for planned in plan.listeners {
+            var addresses: [Listener.Address] = []
+            switch planned.place {
+            case .tcp(let host, let port): addresses = [.tcp(host: host, port: port)]
+            case .loopback(let port):
+                addresses = [.tcp(host: "127.0.0.1", port: port)]
+                if HostProcess.hasLoopbackIPv6 { addresses.append(.tcp(host: "::1", port: port)) }
+            case .unix(let path):
+                if path.utf8.first != 0 { try OwnedFiles.clearStaleSocket(path) }
+                addresses = [.unix(path: path)]
+            case .privateSocket: addresses = [.unix(path: try files.makePrivateSocketPath())]
+            case .activated: addresses = activation.descriptors.map { .inherited(descriptor: $0) }
+            case .standardInput:
+                guard HostProcess.socketKind(0).isSocket else { throw .runtime("--single: standard input is not a socket") }
+                addresses = [.connected(descriptor: try HostProcess.duplicate(0))]
+            }
+            for address in addresses {
+                listeners.append(Listener(address, oldstyleExport: planned.oldstyleExport, isListable: planned.isListable))
+            }
+        }
+        return listeners
+    }
+
+    private func configuration(_ listeners: [Listener]) throws(ToolError) -> NBDServer.Configuration {
+        var configuration = NBDServer.Configuration(listeners: listeners)
+        configuration.defaultExport = plan.defaultExport
+        configuration.connectionLimit = plan.connectionLimit
+        configuration.requestLimit = plan.requestLimit
+        configuration.handshakeLimit = plan.handshakeLimit
+        configuration.memoryLimit = Int(clamping: plan.memoryLimit)
+        configuration.connectionMemoryLimit = Int(clamping: plan.connectionMemoryLimit)
+        configuration.drainLimit = plan.drainLimit
+        configuration.stopsAfterLastClient = plan.stopsAfterLastClient
+        if plan.trace.isOn {
+            let writer = try TraceWriter(plan.trace)
+            configuration.tracer = { writer.write($0, $1) }
+        }
+        return configuration
+    }
+
+    /// From here on clients may come: says so to everybody who asked. The pid file first, because it alone can fail.
+    private func announce(_ server: NBDServer, _ files: OwnedFiles) throws(ToolError) {
+        if let path = plan.pidFile { try files.writePIDFile(path) }
+        let uris = server.uris
+        if plan.printsURI { HostProcess.write(Array(uris.map { $0 + "\n" }.joined().utf8), to: 1) }
+        if let descriptor = plan.readyDescriptor {
+            HostProcess.write(Array("READY\n".utf8), to: descriptor)
+            if descriptor > 2 { close(descriptor) }
+        }
+        let count = plan.exports.count
+        notifier.ready("Serving \(count) export\(count == 1 ? "" : "s"): \(uris.first ?? "one client")")
+        detachment?.release(keepsError: plan.isVerbose || plan.trace.isOn && plan.trace.file == nil)
+        logger.info("serving", metadata: ["exports": "\(count)", "uris": "\(uris.joined(separator: " "))"])
+    }
+
+    private func start(_ command: String, _ server: NBDServer) throws(ToolError) -> pid_t {
+        try Spawn.shell(RunScript(uri: server.uris.first ?? "", exportName: plan.exports[0].name, command: command).text)
+    }
+}
