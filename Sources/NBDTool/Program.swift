@@ -1,3 +1,5 @@
+import ArgumentParser
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -5,7 +7,6 @@ import Musl
 #else
 import Glibc
 #endif
-import ArgumentParser
 
 /// The whole program behind `main`.
 public enum Program {

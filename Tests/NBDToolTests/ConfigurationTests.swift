@@ -71,7 +71,8 @@ import Testing
         #expect(plan.connectionMemoryLimit == 64 << 20)
         #expect(
             plan.listeners == [
-                .init(place: .tcp(host: "127.0.0.1", port: 10900), oldstyleExport: "disk"), .init(place: .unix(path: "\0name"), isListable: false),
+                .init(place: .tcp(host: "127.0.0.1", port: 10900), oldstyleExport: "disk"),
+                .init(place: .unix(path: "\0name"), isListable: false),
             ])
         let storage = RawOptions(cache: .none, discard: .ignore, detectZeroes: .on, aio: .threads, isLocked: false)
         #expect(
@@ -106,11 +107,13 @@ import Testing
         ("[[listeners]]\nprot = 1", "n.toml: unknown key 'prot' in 'listeners[0]'"), ("[[exports]]\nfile = \"a\"", "exports[0].name"),
         ("[limits]\nconnections = \"many\"", "limits.connections"), ("[limits]\nconnections = -1", "limits.connections -1"),
         ("[limits]\nrequests = 0", "limits.requests 0"), ("[limits]\nhandshake = -1", "limits.handshake '-1'"),
-        ("[limits]\nmemory = \"4Q\"", "'4Q' is not a size"), ("[limits]\nmemory = -5", "-5 is not a size"), ("[limits]\nmemory = 5", "limits.memory 5 is too small"),
+        ("[limits]\nmemory = \"4Q\"", "'4Q' is not a size"), ("[limits]\nmemory = -5", "-5 is not a size"),
+        ("[limits]\nmemory = 5", "limits.memory 5 is too small"),
         ("[[listeners]]\nlist = true", "listeners[0]: exactly one of host and unix"),
         ("[[listeners]]\nhost = \"a\"\nunix = \"b\"", "listeners[0]: exactly one of host and unix"),
         ("[[listeners]]\nhost = \"a\"\nport = 65536", "invalid port '65536'"), ("[[listeners]]\nhost = \"\"", "listeners[0].host is empty"),
-        ("[[listeners]]\nunix = \"a\"\nport = 1", "a Unix socket has no port"), ("[[exports]]\nname = \"a\"", "exports[0]: exactly one of file"),
+        ("[[listeners]]\nunix = \"a\"\nport = 1", "a Unix socket has no port"),
+        ("[[exports]]\nname = \"a\"", "exports[0]: exactly one of file"),
         ("[[exports]]\nname = \"a\"\nfile = \"a\"\nmemory = 1", "exports[0]: exactly one of file"),
         ("[[exports]]\nname = \"a\"\nfile = \"a\"\ncache = \"x\"", "Invalid exports[0].cache mode 'x'"),
         ("[[exports]]\nname = \"a\"\nfile = \"a\"\nformat = \"qcow2\"", "format 'qcow2'"), ("default-export = \"z\"", "nothing to serve"),
@@ -150,6 +153,7 @@ import Testing
     @Test func `cannot be mixed with what would change nothing`() throws {
         let configuration = try configuration(Self.toml)
         #expect(refusal { try servePlan(["--cache", "none"], configuration: configuration) }.contains("--cache does not change"))
-        #expect(refusal { try servePlan([], configuration: configuration, activatedCount: 1) }.contains("listeners in the configuration file"))
+        #expect(
+            refusal { try servePlan([], configuration: configuration, activatedCount: 1) }.contains("listeners in the configuration file"))
     }
 }

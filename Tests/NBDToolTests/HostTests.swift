@@ -79,10 +79,11 @@ final class TestDirectory {
 }
 
 @Suite struct `The service manager` {
-    @Test(arguments: [
-        ("/run/notify", "/run/notify"), ("@abstract", "\0abstract"), (nil, nil), ("", nil), ("/", nil), ("@", nil), ("vsock:2:1", nil),
-        ("relative", nil), ("/" + String(repeating: "x", count: 200), nil),
-    ] as [(String?, String?)])
+    @Test(
+        arguments: [
+            ("/run/notify", "/run/notify"), ("@abstract", "\0abstract"), (nil, nil), ("", nil), ("/", nil), ("@", nil), ("vsock:2:1", nil),
+            ("relative", nil), ("/" + String(repeating: "x", count: 200), nil),
+        ] as [(String?, String?)])
     func `is found by its address`(address: String?, path: String?) {
         #expect(ServiceNotifier(address: address).path == path)
     }

@@ -10,16 +10,20 @@ import Testing
         .init("shared", "e", takesValue: true),
     ])
 
-    @Test(arguments: [
-        (["-tr"], [.option("persistent", value: nil), .option("read-only", value: nil)]),
-        (["-e1", "-e", "2"], [.option("shared", value: "1"), .option("shared", value: "2")]),
-        (["-tre4"], [.option("persistent", value: nil), .option("read-only", value: nil), .option("shared", value: "4")]),
-        (["-e", "-1"], [.option("shared", value: "-1")]), (["-p="], [.option("port", value: "=")]),
-        (["--port=1", "--port", "2", "--port="], [.option("port", value: "1"), .option("port", value: "2"), .option("port", value: "")]),
-        (["--pers"], [.option("persistent", value: nil)]), (["--pi", "x"], [.option("pid-file", value: "x")]),
-        (["a", "-r", "b"], [.operand("a"), .option("read-only", value: nil), .operand("b")]),
-        (["--", "-r", "--"], [.operand("-r"), .operand("--")]), (["-"], [.operand("-")]), ([""], [.operand("")]), ([], []),
-    ] as [([String], [OptionScanner.Item])])
+    @Test(
+        arguments: [
+            (["-tr"], [.option("persistent", value: nil), .option("read-only", value: nil)]),
+            (["-e1", "-e", "2"], [.option("shared", value: "1"), .option("shared", value: "2")]),
+            (["-tre4"], [.option("persistent", value: nil), .option("read-only", value: nil), .option("shared", value: "4")]),
+            (["-e", "-1"], [.option("shared", value: "-1")]), (["-p="], [.option("port", value: "=")]),
+            (
+                ["--port=1", "--port", "2", "--port="],
+                [.option("port", value: "1"), .option("port", value: "2"), .option("port", value: "")]
+            ),
+            (["--pers"], [.option("persistent", value: nil)]), (["--pi", "x"], [.option("pid-file", value: "x")]),
+            (["a", "-r", "b"], [.operand("a"), .option("read-only", value: nil), .operand("b")]),
+            (["--", "-r", "--"], [.operand("-r"), .operand("--")]), (["-"], [.operand("-")]), ([""], [.operand("")]), ([], []),
+        ] as [([String], [OptionScanner.Item])])
     func `are taken apart`(arguments: [String], items: [OptionScanner.Item]) throws {
         #expect(try Self.scanner.scan(arguments) == items)
     }
@@ -60,7 +64,9 @@ private func qemuPlan(_ arguments: [String], activatedCount: Int = 0) throws -> 
     }
 
     @Test func `takes joined options as scripts write them`() throws {
-        let plan = try qemuPlan(["-tr", "-e0", "-p10811", "-fraw", "-xdisk", "-b", "127.0.0.1", "--disca=on", "--handshake-limit=0", "a.raw"])
+        let plan = try qemuPlan([
+            "-tr", "-e0", "-p10811", "-fraw", "-xdisk", "-b", "127.0.0.1", "--disca=on", "--handshake-limit=0", "a.raw",
+        ])
         #expect(!plan.stopsAfterLastClient)
         #expect(plan.connectionLimit == 0)
         #expect(plan.handshakeLimit == .zero)
@@ -71,10 +77,11 @@ private func qemuPlan(_ arguments: [String], activatedCount: Int = 0) throws -> 
         #expect(plan.exports[0].storage.discard == .unmap)
     }
 
-    @Test(arguments: [
-        (["-k", "/a", "-p", "1"], [.unix(path: "/a")]), (["-k", "/a", "-k", "/b"], [.unix(path: "/a"), .unix(path: "/b")]),
-        (["-b", "::1", "-b", "127.0.0.1"], [.tcp(host: "::1", port: 10809), .tcp(host: "127.0.0.1", port: 10809)]),
-    ] as [([String], [ServePlan.Place])])
+    @Test(
+        arguments: [
+            (["-k", "/a", "-p", "1"], [.unix(path: "/a")]), (["-k", "/a", "-k", "/b"], [.unix(path: "/a"), .unix(path: "/b")]),
+            (["-b", "::1", "-b", "127.0.0.1"], [.tcp(host: "::1", port: 10809), .tcp(host: "127.0.0.1", port: 10809)]),
+        ] as [([String], [ServePlan.Place])])
     func `listens where it is told`(arguments: [String], places: [ServePlan.Place]) throws {
         #expect(try qemuPlan(arguments + ["a"]).listeners.map(\.place) == places)
     }
@@ -83,14 +90,16 @@ private func qemuPlan(_ arguments: [String], activatedCount: Int = 0) throws -> 
         #expect(try qemuPlan(["file:a.raw"]).exports[0].source == .file("a.raw"))
         #expect(try qemuPlan(["memory:1G"]).exports[0].source == .file("memory:1G"))
         #expect(try qemuPlan(["-o", "0x200", "a"]).exports[0].offset == 512)
-        #expect(try qemuPlan(["--image-opts", "driver=raw,file.driver=file,file.filename=a,offset=0,size=4096"]).exports[0].byteCount == 4096)
+        #expect(
+            try qemuPlan(["--image-opts", "driver=raw,file.driver=file,file.filename=a,offset=0,size=4096"]).exports[0].byteCount == 4096)
     }
 
     // Every line was refused by qemu-nbd 7.2 with exit code 1, too, but for the ones that docs/serve.md lists as differences.
     @Test(arguments: [
         ([], "Invalid number of arguments"), (["a", "b"], "Invalid number of arguments"), ([""], "name of the image is empty"),
         (["-k", "rel", "a"], "socket path must be absolute"), (["-k", "@x", "a"], "socket path must be absolute"),
-        (["-p", "abc", "a"], "invalid port 'abc'"), (["-p", "10809x", "a"], "invalid port '10809x'"), (["-p", "99999", "a"], "invalid port '99999'"),
+        (["-p", "abc", "a"], "invalid port 'abc'"), (["-p", "10809x", "a"], "invalid port '10809x'"),
+        (["-p", "99999", "a"], "invalid port '99999'"),
         (["-e", "-1", "a"], "Invalid shared device number '-1'"), (["-e", "x", "a"], "Invalid shared device number 'x'"),
         (["-e", "99999999999", "a"], "Invalid shared device number"), (["-o", "1M", "a"], "Invalid offset '1M'"),
         (["-o", "1x", "a"], "Invalid offset '1x'"), (["-o", "-1", "a"], "Invalid offset '-1'"),
@@ -101,14 +110,17 @@ private func qemuPlan(_ arguments: [String], activatedCount: Int = 0) throws -> 
         (["--detect-zeroes=unmap", "a"], "detect-zeroes=unmap needs discard=unmap"),
         (["-f", "foo", "a"], "format 'foo'"), (["-f", "qcow2", "a"], "format 'qcow2'"), (["-P", "1", "a"], "invalid option -- 'P'"),
         (["--bogus"], "unrecognized option '--bogus'"), (["-x"], "option requires an argument -- 'x'"),
-        (["-B", "foo", "-f", "raw", "a"], "Bitmap 'foo' is not found"), (["-c", "/dev/nbd0", "a"], "--connect"), (["-d", "/dev/nbd0"], "--disconnect"),
+        (["-B", "foo", "-f", "raw", "a"], "Bitmap 'foo' is not found"), (["-c", "/dev/nbd0", "a"], "--connect"),
+        (["-d", "/dev/nbd0"], "--disconnect"),
         (["-A", "a"], "--allocation-depth"), (["-s", "a"], "--snapshot"), (["-l", "x", "a"], "--load-snapshot"),
-        (["--tls-creds=foo", "a"], "--tls-creds"), (["--tls-authz=foo", "a"], "--tls-authz"), (["--tls-hostname=foo", "a"], "--tls-hostname"),
+        (["--tls-creds=foo", "a"], "--tls-creds"), (["--tls-authz=foo", "a"], "--tls-authz"),
+        (["--tls-hostname=foo", "a"], "--tls-hostname"),
         (["--object", "foo", "a"], "--object"), (["--selinux-label=foo", "a"], "--selinux-label"),
         (["--image-opts", "-f", "raw", "driver=file,filename=a"], "--image-opts and -f are mutually exclusive"),
         (["--image-opts", "driver=raw,file.driver=file,file.filename=a,bogus=1"], "unknown key 'bogus'"),
         (["-f", "raw", "json:foo"], "'json:' are not supported"), (["-f", "raw", "nbd:foo"], "'nbd:' are not supported"),
-        (["-L", "a"], "List mode is incompatible with a file name"), (["-L", "-x", "foo"], "List mode is incompatible with per-device settings"),
+        (["-L", "a"], "List mode is incompatible with a file name"),
+        (["-L", "-x", "foo"], "List mode is incompatible with per-device settings"),
         (["-L", "--fork"], "List mode is incompatible with forking"), (["-L", "-k", "rel"], "socket path must be absolute"),
     ])
     func `refuses what qemu-nbd refuses, and what it cannot do`(arguments: [String], reason: String) {
@@ -135,7 +147,8 @@ private func qemuPlan(_ arguments: [String], activatedCount: Int = 0) throws -> 
 
     @Test func `mentions every option in its help that it does not refuse`() {
         let refused: Set<String> = [
-            "allocation-depth", "bitmap", "connect", "disconnect", "snapshot", "load-snapshot", "object", "tls-creds", "tls-hostname", "tls-authz",
+            "allocation-depth", "bitmap", "connect", "disconnect", "snapshot", "load-snapshot", "object", "tls-creds", "tls-hostname",
+            "tls-authz",
             "selinux-label",
         ]
         for option in QEMUNBDInvocation.options {

@@ -36,13 +36,14 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         #expect(!plan.hangupStops)
     }
 
-    @Test(arguments: [
-        (["-p", "0"], [.loopback(port: 0)]), (["-p10810"], [.loopback(port: 10810)]), (["-b", "::"], [.tcp(host: "::", port: 10809)]),
-        (["-b", "[::1]", "-b", "host", "--port", "1"], [.tcp(host: "::1", port: 1), .tcp(host: "host", port: 1)]),
-        (["-k", "rel.sock"], [.unix(path: "rel.sock")]), (["-U", "-"], [.privateSocket]), (["-k", "@name"], [.unix(path: "\0name")]),
-        (["-k", "/a", "-p", "7"], [.unix(path: "/a"), .loopback(port: 7)]), (["--single", "--no-print-uri"], [.standardInput]),
-        (["--run", "true"], [.privateSocket]), (["--run", "true", "-p", "0"], [.loopback(port: 0)]),
-    ] as [([String], [ServePlan.Place])])
+    @Test(
+        arguments: [
+            (["-p", "0"], [.loopback(port: 0)]), (["-p10810"], [.loopback(port: 10810)]), (["-b", "::"], [.tcp(host: "::", port: 10809)]),
+            (["-b", "[::1]", "-b", "host", "--port", "1"], [.tcp(host: "::1", port: 1), .tcp(host: "host", port: 1)]),
+            (["-k", "rel.sock"], [.unix(path: "rel.sock")]), (["-U", "-"], [.privateSocket]), (["-k", "@name"], [.unix(path: "\0name")]),
+            (["-k", "/a", "-p", "7"], [.unix(path: "/a"), .loopback(port: 7)]), (["--single", "--no-print-uri"], [.standardInput]),
+            (["--run", "true"], [.privateSocket]), (["--run", "true", "-p", "0"], [.loopback(port: 0)]),
+        ] as [([String], [ServePlan.Place])])
     func `listens where it is told`(arguments: [String], places: [ServePlan.Place]) throws {
         #expect(try servePlan(arguments + ["a"]).listeners.map(\.place) == places)
     }
@@ -67,7 +68,8 @@ func refusal(_ body: () throws -> ServePlan) -> String {
 
     @Test func `takes every limit`() throws {
         let plan = try servePlan([
-            "a", "--max-connections", "0", "--requests", "64", "--handshake-limit", "0", "--memory-limit", "48M", "--drain-limit", "3", "--once",
+            "a", "--max-connections", "0", "--requests", "64", "--handshake-limit", "0", "--memory-limit", "48M", "--drain-limit", "3",
+            "--once",
         ])
         #expect(plan.connectionLimit == 0)
         #expect(plan.requestLimit == 64)
@@ -78,17 +80,19 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         #expect(plan.stopsAfterLastClient)
     }
 
-    @Test(arguments: [
-        ("memory:1G", .memory(byteCount: 1 << 30)), ("null:0", .null(byteCount: 0)), ("pattern:4K", .pattern(byteCount: 4096)),
-        ("./memory:1G", .file("./memory:1G")), ("memory", .file("memory")),
-    ] as [(String, ExportPlan.Source)])
+    @Test(
+        arguments: [
+            ("memory:1G", .memory(byteCount: 1 << 30)), ("null:0", .null(byteCount: 0)), ("pattern:4K", .pattern(byteCount: 4096)),
+            ("./memory:1G", .file("./memory:1G")), ("memory", .file("memory")),
+        ] as [(String, ExportPlan.Source)])
     func `knows images that are no files`(operand: String, source: ExportPlan.Source) throws {
         #expect(try servePlan([operand]).exports[0].source == source)
     }
 
     @Test func `serves several exports`() throws {
         let plan = try servePlan([
-            "first.raw", "-x", "one", "--export", "name=two,file=b,,c.raw,readonly=on,description=d,,e,offset=1M,size=2M,cache=unsafe,locking=off",
+            "first.raw", "-x", "one", "--export",
+            "name=two,file=b,,c.raw,readonly=on,description=d,,e,offset=1M,size=2M,cache=unsafe,locking=off",
             "--export", "name=three,memory=1G", "--default-export", "two", "--oldstyle", "three", "--no-list",
         ])
         #expect(plan.exports.map(\.name) == ["one", "two", "three"])
@@ -111,7 +115,8 @@ func refusal(_ body: () throws -> ServePlan) -> String {
     }
 
     @Test func `reads the simple forms of image options`() throws {
-        let window = try servePlan(["--image-opts", "driver=raw,file.driver=file,file.filename=a,,b,offset=512,size=4K", "-o", "1024"]).exports[0]
+        let window = try servePlan(["--image-opts", "driver=raw,file.driver=file,file.filename=a,,b,offset=512,size=4K", "-o", "1024"])
+            .exports[0]
         #expect(window.source == .file("a,b"))
         #expect(window.offset == 1536)
         #expect(window.byteCount == 3072)
@@ -144,7 +149,8 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         (["--export", "name=b,file=b,memory=1"], "exactly one of file"), (["--export", "name=b,file="], "name of the file is empty"),
         (["--export", "name=b,file=b,colour=red"], "unknown key 'colour'"), (["--export", "name=b,file=b,readonly=1"], "on or off"),
         (["--export", "name=b,file=b,format=vdi"], "format 'vdi'"), (["--default-export", "z", "a"], "there is no export 'z'"),
-        (["--oldstyle", "z", "a"], "there is no export 'z'"), (["--image-opts", "-f", "raw", "driver=file,filename=a"], "mutually exclusive"),
+        (["--oldstyle", "z", "a"], "there is no export 'z'"),
+        (["--image-opts", "-f", "raw", "driver=file,filename=a"], "mutually exclusive"),
         (["--image-opts", "driver=qcow2,file.filename=a"], "driver 'qcow2' is not supported"),
         (["--image-opts", "driver=raw,file.driver=nbd,file.filename=a"], "file.driver 'nbd'"),
         (["--image-opts", "driver=raw,filename=a"], "'file.filename' is missing"),
@@ -154,7 +160,8 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         (["--fork", "--single", "a"], "--fork and --single"), (["--single", "--run", "x", "a"], "--run and --single"),
         (["--single", "--print-uri", "a"], "nothing to connect to"), (["--single", "-p", "1", "a"], "--single serves standard input"),
         (["--pid-file", "", "a"], "name of the pid file is empty"), (["--ready-fd", "x", "a"], "--ready-fd 'x'"),
-        (["--ready-fd", "0", "a"], "--ready-fd '0'"), (["-T", "", "a"], "--trace"), (["-e"], "Missing value"), (["--bogus", "a"], "Unknown option"),
+        (["--ready-fd", "0", "a"], "--ready-fd '0'"), (["-T", "", "a"], "--trace"), (["-e"], "Missing value"),
+        (["--bogus", "a"], "Unknown option"),
     ])
     func `is refused, and the message says why`(arguments: [String], reason: String) {
         let message = refusal { try servePlan(arguments) }

@@ -17,7 +17,9 @@ import Testing
     }
 
     @Test func `stays one line whatever a stranger sends`() {
-        #expect(line("name 'a\n\u{1B}[31mnbd: error: forged'", ["p\n": "q\r"]) == "nbd: warning: name 'a??[31mnbd: error: forged' p?=q? server=s")
+        #expect(
+            line("name 'a\n\u{1B}[31mnbd: error: forged'", ["p\n": "q\r"])
+                == "nbd: warning: name 'a??[31mnbd: error: forged' p?=q? server=s")
         #expect(line(String(repeating: "x", count: 100_000)).utf8.count < 1100)
     }
 
@@ -32,22 +34,27 @@ import Testing
         #expect(
             TraceWriter.line(.negotiateBegin, connection: 3, peer: "192.0.2.7:40123", time: 1_732_162_496.004233)
                 == "1732162496.004233 #3 192.0.2.7:40123 nbd_negotiate_begin")
-        #expect(TraceWriter.line(.attached(export: "a\nb"), connection: 1, peer: "unix", time: 0) == "0.000000 #1 unix nbd_blk_aio_attached export='a?b'")
+        #expect(
+            TraceWriter.line(.attached(export: "a\nb"), connection: 1, peer: "unix", time: 0)
+                == "0.000000 #1 unix nbd_blk_aio_attached export='a?b'")
     }
 
     @Test func `needs a file that can be written`() throws {
         var plan = TracePlan()
         try plan.add("*,file=/nonexistent/trace")
-        #expect(throws: ToolError.runtime("cannot open trace file '/nonexistent/trace': No such file or directory")) { try TraceWriter(plan) }
+        #expect(throws: ToolError.runtime("cannot open trace file '/nonexistent/trace': No such file or directory")) {
+            try TraceWriter(plan)
+        }
     }
 }
 
 @Suite struct `Formats that are not raw` {
-    @Test(arguments: [
-        ("qcow2", 0, [0x51, 0x46, 0x49, 0xFB, 0, 0, 0, 3]), ("vdi", 64, [0x7F, 0x10, 0xDA, 0xBE]), ("vhdx", 0, Array("vhdxfile".utf8)),
-        ("vmdk", 0, Array("KDMV".utf8)), ("vpc", 0, Array("conectix".utf8)), ("parallels", 0, Array("WithoutFreeSpace".utf8)),
-        ("qed", 0, Array("QED\0".utf8)),
-    ] as [(String, Int, [UInt8])])
+    @Test(
+        arguments: [
+            ("qcow2", 0, [0x51, 0x46, 0x49, 0xFB, 0, 0, 0, 3]), ("vdi", 64, [0x7F, 0x10, 0xDA, 0xBE]), ("vhdx", 0, Array("vhdxfile".utf8)),
+            ("vmdk", 0, Array("KDMV".utf8)), ("vpc", 0, Array("conectix".utf8)), ("parallels", 0, Array("WithoutFreeSpace".utf8)),
+            ("qed", 0, Array("QED\0".utf8)),
+        ] as [(String, Int, [UInt8])])
     func `are recognised by their first bytes`(format: String, offset: Int, magic: [UInt8]) {
         var head = [UInt8](repeating: 0, count: 512)
         head.replaceSubrange(offset..<offset + magic.count, with: magic)

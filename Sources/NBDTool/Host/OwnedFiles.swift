@@ -1,3 +1,5 @@
+import Synchronization
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -5,7 +7,6 @@ import Musl
 #else
 import Glibc
 #endif
-import Synchronization
 
 /// The files this process made and takes away when it ends: socket files, the pid file, directories of private sockets.
 final class OwnedFiles: Sendable {

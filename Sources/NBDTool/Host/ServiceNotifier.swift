@@ -1,3 +1,5 @@
+import NBDProtocol
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -5,7 +7,6 @@ import Musl
 #else
 import Glibc
 #endif
-import NBDProtocol
 
 /// Tells a service manager how the server is doing, by datagrams to the socket that `NOTIFY_SOCKET` names. See sd_notify(3).
 struct ServiceNotifier: Equatable, Sendable {

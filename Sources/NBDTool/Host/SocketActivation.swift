@@ -1,3 +1,5 @@
+import NBDProtocol
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -5,7 +7,6 @@ import Musl
 #else
 import Glibc
 #endif
-import NBDProtocol
 
 /// The listening sockets that a service manager (or libnbd's `nbdinfo -- [ … ]`) opened for this process: `LISTEN_PID`, `LISTEN_FDS`
 /// and, not needed here, `LISTEN_FDNAMES`. See sd_listen_fds(3); S-SRV-09, but any number of sockets.

@@ -1,3 +1,5 @@
+import Dispatch
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -5,7 +7,6 @@ import Musl
 #else
 import Glibc
 #endif
-import Dispatch
 
 /// Starting other processes and waiting for them.
 enum Spawn {
@@ -48,7 +49,7 @@ enum Spawn {
         if let arguments {
             var vector = unsafe arguments.map { unsafe strdup($0) } + [nil]
             error = unsafe posix_spawn(&process, path, nil, &attributes, &vector, environ)
-            for unsafe pointer in unsafe vector { unsafe free(pointer) }
+            unsafe vector.forEach { unsafe free($0) }
         } else {
             error = unsafe posix_spawn(&process, path, nil, &attributes, CommandLine.unsafeArgv, environ)
         }

@@ -1,3 +1,5 @@
+import Dispatch
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -5,7 +7,6 @@ import Musl
 #else
 import Glibc
 #endif
-import Dispatch
 
 /// SIGTERM and SIGINT (and SIGHUP, if asked for) as a stream; SIGPIPE is ignored (S-CLI-10), the peers of a server may vanish any time.
 final class StopSignals: Sendable {

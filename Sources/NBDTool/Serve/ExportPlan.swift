@@ -28,11 +28,15 @@ struct ExportPlan: Equatable, Sendable {
 
     /// - Throws: `.usage` for a name or description over 4096 bytes (S-LIM-02), or a window that ends beyond 2^63 - 1.
     func check() throws(ToolError) {
-        guard name.utf8.count <= stringByteCountLimit else { throw .usage("export name '\(name.sanitized())' too long: over \(stringByteCountLimit) bytes") }
+        guard name.utf8.count <= stringByteCountLimit else {
+            throw .usage("export name '\(name.sanitized())' too long: over \(stringByteCountLimit) bytes")
+        }
         guard description.utf8.count <= stringByteCountLimit else {
             throw .usage("export description '\(description.sanitized())' too long: over \(stringByteCountLimit) bytes")
         }
-        guard offset <= ByteSize.limit - (byteCount ?? 0) else { throw .usage("export '\(name.sanitized())': offset and size end beyond 2^63") }
+        guard offset <= ByteSize.limit - (byteCount ?? 0) else {
+            throw .usage("export '\(name.sanitized())': offset and size end beyond 2^63")
+        }
         try storage.check()
     }
 }

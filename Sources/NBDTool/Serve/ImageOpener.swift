@@ -31,7 +31,8 @@ enum ImageOpener {
             return
         }
         guard !expectsProbing else {
-            throw .runtime("'\(name)' looks like a \(format) image, which is not supported; -f raw serves the bytes of the file as they are")
+            throw .runtime(
+                "'\(name)' looks like a \(format) image, which is not supported; -f raw serves the bytes of the file as they are")
         }
         logger.warning("'\(name)' looks like a \(format) image; the bytes of the file are served as they are")
     }

@@ -1,3 +1,6 @@
+import Logging
+import NBDProtocol
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -5,8 +8,6 @@ import Musl
 #else
 import Glibc
 #endif
-import Logging
-import NBDProtocol
 
 /// From options to an exit code: what both front ends call.
 enum Serve {

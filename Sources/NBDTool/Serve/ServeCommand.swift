@@ -26,7 +26,9 @@ struct ServeCommand: AsyncParsableCommand {
         @Option(name: .long, help: ArgumentHelp("Read exports, listeners and limits from a .toml or .json file.", valueName: "file"))
         var config: String?
 
-        @Option(name: [.customShort("x", allowingJoined: true), .long], help: ArgumentHelp("Name of the export (default: empty).", valueName: "name"))
+        @Option(
+            name: [.customShort("x", allowingJoined: true), .long],
+            help: ArgumentHelp("Name of the export (default: empty).", valueName: "name"))
         var exportName: String?
 
         @Option(name: [.customShort("D", allowingJoined: true), .long], help: ArgumentHelp("Description for people.", valueName: "text"))
@@ -38,7 +40,9 @@ struct ServeCommand: AsyncParsableCommand {
         @Flag(name: .shortAndLong, help: "Clients may not write.")
         var readOnly = false
 
-        @Option(name: [.customShort("o", allowingJoined: true), .long], help: ArgumentHelp("The export begins here in the image.", valueName: "size"))
+        @Option(
+            name: [.customShort("o", allowingJoined: true), .long],
+            help: ArgumentHelp("The export begins here in the image.", valueName: "size"))
         var offset: String?
 
         @Option(name: .long, help: ArgumentHelp("The export ends after so many bytes.", valueName: "size"))
@@ -67,10 +71,14 @@ struct ServeCommand: AsyncParsableCommand {
     }
 
     struct PlaceOptions: ParsableArguments {
-        @Option(name: [.customShort("p", allowingJoined: true), .long], help: ArgumentHelp("TCP port (default: 10809; 0: any free one).", valueName: "port"))
+        @Option(
+            name: [.customShort("p", allowingJoined: true), .long],
+            help: ArgumentHelp("TCP port (default: 10809; 0: any free one).", valueName: "port"))
         var port: String?
 
-        @Option(name: [.customShort("b", allowingJoined: true), .long], help: ArgumentHelp("Address or host name to listen on. Repeatable.", valueName: "host"))
+        @Option(
+            name: [.customShort("b", allowingJoined: true), .long],
+            help: ArgumentHelp("Address or host name to listen on. Repeatable.", valueName: "host"))
         var bind: [String] = []
 
         @Option(
@@ -135,7 +143,9 @@ struct ServeCommand: AsyncParsableCommand {
         @Flag(name: .shortAndLong, help: "Log more; with --fork, keep standard error.")
         var verbose = false
 
-        @Option(name: [.customShort("T", allowingJoined: true), .long], help: ArgumentHelp("Trace events: [enable=]GLOB[,file=PATH]. Repeatable.", valueName: "what"))
+        @Option(
+            name: [.customShort("T", allowingJoined: true), .long],
+            help: ArgumentHelp("Trace events: [enable=]GLOB[,file=PATH]. Repeatable.", valueName: "what"))
         var trace: [String] = []
     }
 
@@ -206,7 +216,8 @@ struct LaterOptions: ParsableArguments {
         let given: [(UnsupportedOption, Bool)] = [
             (.object, !object.isEmpty), (.tlsCreds, tlsCreds != nil), (.tlsAuthz, tlsAuthz != nil), (.tlsHostname, tlsHostname != nil),
             (.bitmap(bitmap.first ?? ""), !bitmap.isEmpty), (.allocationDepth, allocationDepth), (.snapshot, snapshot),
-            (.loadSnapshot, loadSnapshot != nil), (.connect, connect != nil), (.disconnect, disconnect), (.selinuxLabel, selinuxLabel != nil),
+            (.loadSnapshot, loadSnapshot != nil), (.connect, connect != nil), (.disconnect, disconnect),
+            (.selinuxLabel, selinuxLabel != nil),
         ]
         for (option, isGiven) in given where isGiven { throw ValidationError(option.message) }
     }

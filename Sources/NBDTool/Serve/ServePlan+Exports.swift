@@ -30,7 +30,9 @@ extension ServePlan {
     }
 
     private func operandExport(_ options: ServeOptions, _ defaults: RawOptions) throws(ToolError) -> ExportPlan {
-        guard options.images.count == 1 else { throw .usage("Invalid number of arguments: expected one image, got \(options.images.count)") }
+        guard options.images.count == 1 else {
+            throw .usage("Invalid number of arguments: expected one image, got \(options.images.count)")
+        }
         if options.takesImageOptions && options.format != nil { throw .usage("--image-opts and -f are mutually exclusive") }
         var export: ExportPlan
         if options.takesImageOptions {
@@ -50,7 +52,9 @@ extension ServePlan {
             }
             // Inside the window of --image-opts, as a node on top of it would be.
             let (sum, overflow) = export.offset.addingReportingOverflow(offset)
-            guard !overflow, export.byteCount.map({ offset <= $0 }) ?? true else { throw .usage("Invalid offset '\(text)': beyond the size") }
+            guard !overflow, export.byteCount.map({ offset <= $0 }) ?? true else {
+                throw .usage("Invalid offset '\(text)': beyond the size")
+            }
             export.offset = sum
             export.byteCount = export.byteCount.map { $0 - offset }
         }
@@ -68,9 +72,12 @@ extension ServePlan {
         if style == .nbd { return try ExportPlan.source(operand: operand) }
         // QEMU takes `file:` off; other prefixes name drivers that are not here.
         let path = operand.hasPrefix("file:") ? String(operand.dropFirst("file:".count)) : operand
-        for prefix in ["json:", "nbd:", "nbd+unix:", "http:", "https:", "ssh:", "null-co:", "null-aio:", "blkdebug:", "rbd:", "iscsi:", "nfs:"]
+        for prefix in [
+            "json:", "nbd:", "nbd+unix:", "http:", "https:", "ssh:", "null-co:", "null-aio:", "blkdebug:", "rbd:", "iscsi:", "nfs:",
+        ]
         where operand.hasPrefix(prefix) {
-            throw .usage("cannot open '\(operand.sanitized())': images named by '\(prefix)' are not supported, only files and host devices are")
+            throw .usage(
+                "cannot open '\(operand.sanitized())': images named by '\(prefix)' are not supported, only files and host devices are")
         }
         guard !path.isEmpty else { throw .usage("the name of the image is empty") }
         return .file(path)
@@ -79,7 +86,8 @@ extension ServePlan {
     /// Without an image operand these options would change nothing.
     private func refuseOperandOptions(_ options: ServeOptions) throws(ToolError) {
         let given: [(String, Bool)] = [
-            ("--export-name", options.exportName != nil), ("--description", options.description != nil), ("--offset", options.offset != nil),
+            ("--export-name", options.exportName != nil), ("--description", options.description != nil),
+            ("--offset", options.offset != nil),
             ("--size", options.size != nil), ("--format", options.format != nil), ("--image-opts", options.takesImageOptions),
         ]
         for (option, isGiven) in given where isGiven { throw .usage("\(option) needs an image operand; use the keys of --export instead") }

@@ -74,7 +74,8 @@ struct ServePlan: Equatable, Sendable {
         }
         if let text = options.requestLimit {
             guard let count = Int(text), Limits.requests ~= count else {
-                throw .usage("invalid --requests '\(text.sanitized())': expected \(Limits.requests.lowerBound) to \(Limits.requests.upperBound)")
+                throw .usage(
+                    "invalid --requests '\(text.sanitized())': expected \(Limits.requests.lowerBound) to \(Limits.requests.upperBound)")
             }
             requestLimit = count
         }

@@ -1,3 +1,7 @@
+import Logging
+import NBDProtocol
+import NBDServer
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -5,9 +9,6 @@ import Musl
 #else
 import Glibc
 #endif
-import Logging
-import NBDProtocol
-import NBDServer
 
 /// Carries out a plan: opens, listens, tells everybody who waits, serves, and clears up.
 ///

@@ -1,3 +1,7 @@
+import Logging
+import NBDServer
+import Synchronization
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -5,9 +9,6 @@ import Musl
 #else
 import Glibc
 #endif
-import Logging
-import NBDServer
-import Synchronization
 
 /// Ends the server, whoever asks: a signal, the end of the parent process, the end of the command of `--run`.
 final class Stopper: Sendable {

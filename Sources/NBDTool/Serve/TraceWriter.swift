@@ -1,3 +1,7 @@
+import FoundationEssentials
+import NBDProtocol
+import NBDServer
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -5,9 +9,6 @@ import Musl
 #else
 import Glibc
 #endif
-import FoundationEssentials
-import NBDProtocol
-import NBDServer
 
 /// Writes the trace points that a plan wants, one line each: seconds since 1970, connection, peer, event, values.
 ///
@@ -46,6 +47,7 @@ final class TraceWriter: Sendable {
         let microseconds = UInt64((time * 1e6).rounded(.down))
         let fraction = String(microseconds % 1_000_000)
         let padding = String(repeating: "0", count: 6 - fraction.count)
-        return "\(microseconds / 1_000_000).\(padding)\(fraction) #\(connection) \(peer.sanitized()) \(event.description.sanitized(limit: 1000))"
+        return
+            "\(microseconds / 1_000_000).\(padding)\(fraction) #\(connection) \(peer.sanitized()) \(event.description.sanitized(limit: 1000))"
     }
 }
