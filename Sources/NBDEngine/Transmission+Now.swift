@@ -5,7 +5,7 @@ import NIOCore
 // The fast path: a request whose bytes lie in the page cache is answered in the same turn, without a task, a slot or an allocation.
 extension Transmission {
     /// Longest request that is done on the event loop: more would keep other clients of the loop waiting.
-    static let nowByteCountLimit: UInt64 = 256 << 10
+    static let nowByteCountLimit: UInt64 = 1 << 20
 
     /// Carries out a request at once if the device says where its bytes lie and they are at hand; otherwise nothing has happened.
     func runNow(_ request: RequestRules.Request, _ payload: ByteBuffer, cost: Int, _ mapper: any RangeMapper) -> Bool {
@@ -16,7 +16,8 @@ extension Transmission {
         segments.removeAll()
         switch request.command {
         case .read where request.flags.subtracting(.df).isEmpty:
-            guard mayReadWithoutHoles(request), mapper.mapRead(range, into: &segments) else { return false }
+            // Bytes at hand are sent as data without asking for holes: a hole that nobody has read is not at hand.
+            guard mapper.mapRead(range, into: &segments) else { return false }
             guard readNow(Int(request.count), encoder) else { return false }
         case .write where request.flags.subtracting(.payloadLength).isEmpty:
             guard mapper.mapWrite(range, into: &segments), writeNow(payload) else { return false }
@@ -30,10 +31,6 @@ extension Transmission {
         }
         lease.release(cost)
         return true
-    }
-
-    private func mayReadWithoutHoles(_ request: RequestRules.Request) -> Bool {
-        rules.mode == .simple || request.flags.contains(.df) || request.count < AwaitedRequest.sparseReadFloor
     }
 
     /// Header and data straight into the queue of replies.

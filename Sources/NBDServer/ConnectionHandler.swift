@@ -293,7 +293,7 @@ final class ConnectionHandler: ChannelInboundHandler {
         if let transmission, transmission.isFinished, unsentByteCount == 0, !isFlushScheduled {
             return close(transmission.violation)
         }
-        if isDraining, let transmission, transmission.requestsInFlight == 0, unsentByteCount == 0 { scheduleFarewell() }
+        if isDraining, isIdle { scheduleFarewell() }
         readIfWanted()
         watchForStalls()
     }
@@ -365,8 +365,14 @@ final class ConnectionHandler: ChannelInboundHandler {
         context.eventLoop.scheduleTask(in: Self.farewell) {
             let handler = bound.value
             handler.isFarewellScheduled = false
-            if handler.transmission?.requestsInFlight ?? 0 == 0 { handler.close(nil) }
+            if handler.transmission == nil || handler.isIdle { handler.close(nil) }
         }
+    }
+
+    /// Nothing is in flight in either direction. A request whose payload is still arriving came before the end, and is waited for.
+    private var isIdle: Bool {
+        guard let transmission else { return false }
+        return transmission.requestsInFlight == 0 && !transmission.isMidMessage && unsentByteCount == 0
     }
 
     /// Cuts the connection, whatever is in flight.

@@ -90,9 +90,12 @@ public final class NBDServer: Service, Sendable {
             state.withLock { $0.phase = .ended }
             throw error
         }
-        state.withLock { state in
+        let isOver = state.withLock { state in
             if state.phase == .starting { state.phase = .serving }
+            // A connected client may be gone by now.
+            return state.listeners.isEmpty && state.connections.isEmpty && !configuration.listeners.isEmpty
         }
+        if isOver { shutdown() }
     }
 
     /// nil: nobody can dial the address (an abstract name that was inherited, a socket pair).
@@ -129,13 +132,15 @@ public final class NBDServer: Service, Sendable {
             return state.phase == .draining || state.phase == .ended
         }
         channel.closeFuture.whenComplete { [self] _ in
-            let waiting = state.withLock { state in
+            let (waiting, isOver) = state.withLock { state in
                 state.connections[id] = nil
-                guard state.connections.isEmpty else { return [CheckedContinuation<Void, Never>]() }
+                guard state.connections.isEmpty else { return ([CheckedContinuation<Void, Never>](), false) }
                 defer { state.waitingForConnections = [] }
-                return state.waitingForConnections
+                // Without a listening socket nobody can come after the last client (`.connected`).
+                return (state.waitingForConnections, state.listeners.isEmpty && state.phase == .serving)
             }
             for continuation in waiting { continuation.resume() }
+            if isOver { shutdown() }
         }
         try channel.pipeline.syncOperations.addHandler(handler)
         if isDraining { channel.close(promise: nil) }
