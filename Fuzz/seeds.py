@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seeds for the fuzzers.
 
-    seeds.py DIR                    writes DIR/{uri,handshake,transmission}: made-up conversations that touch every option and command
+    seeds.py DIR                    writes DIR/{uri,handshake,transmission,client}: made-up conversations that touch every option and command
     seeds.py --capture [SERVER…]    runs real clients through a recording proxy and keeps what they said in corpus/; SERVER is a command
                                     line with {socket} and {disk} (default: ../.build/release/nbd serve, then qemu-nbd)
 
@@ -83,6 +83,45 @@ def transmissions(extended):
         yield request(True, WRITE, 0, 4, 0, cookie=9) + b"abcd" + r(READ, 0, 3, payload=b"xyz", cookie=2) + r(ZEROES, 0, 1 << 40, cookie=3)
 
 
+def option_reply(number, kind, data=b""):
+    return struct.pack(">QIII", 0x3E889045565A9, number, kind, len(data)) + data
+
+
+def chunk(extended, kind, payload=b"", cookie=0, done=True, offset=0):
+    head = struct.pack(">IHHQ", 0x6E8A278C if extended else 0x668E33EF, done, kind, cookie)
+    return head + (struct.pack(">QQ", offset, len(payload)) if extended else struct.pack(">I", len(payload))) + payload
+
+
+def servers():
+    """(setup, what a server says)"""
+    greeting = struct.pack(">QQH", 0x4E42444D41474943, OPTION, 3)
+    export = struct.pack(">HQH", 0, 1 << 20, 0x0FED)
+    go = (option_reply(GO, 3, struct.pack(">HIII", 3, 1, 4096, 1 << 25)) + option_reply(GO, 3, export) + option_reply(GO, 3, b"\0\1disk")
+          + option_reply(GO, 3, b"\0\2text") + option_reply(GO, 1))
+    simple = b"".join(struct.pack(">IIQ", 0x67446698, error, cookie) for cookie, error in ((1, 0), (2, 5), (3, 22), (4, 0), (5, 95)))
+    lists = option_reply(LIST, 2, counted(b"disk") + b"text") + option_reply(LIST, 2, counted(b"b")) + option_reply(LIST, 1)
+    contexts = option_reply(LIST_META, 4, struct.pack(">I", 0) + b"base:allocation") + option_reply(LIST_META, 1)
+    chosen = option_reply(SET_META, 4, struct.pack(">I", 3) + b"base:allocation") + option_reply(SET_META, 1)
+    yield 0, greeting + go + simple + struct.pack(">IIQ", 0x67446698, 0, 0) + b"d" * 4096
+    yield 0x20, greeting + lists + go + simple
+    yield 0x10, greeting + struct.pack(">QH", 1 << 20, 0x0D6D) + simple
+    yield 0x14, greeting + struct.pack(">QH", 1 << 20, 0x0D6D) + bytes(124) + simple
+    yield 0, struct.pack(">QQQI", 0x4E42444D41474943, 0x420281861253, 1 << 20, 3) + bytes(124) + simple
+    yield 1, greeting + option_reply(STRUCTURED, 0x80000001) + go + simple
+    for mode, extended in ((1, False), (2, True)):
+        agree = option_reply(EXTENDED_HEADERS if extended else STRUCTURED, 1)
+        status = (struct.pack(">IIQQQQ", 3, 2, 1024, 0, 3072, 3) if extended else struct.pack(">IIIII", 3, 1024, 0, 3072, 3))
+        replies = (chunk(extended, 1, struct.pack(">Q", 0) + b"x" * 1024, done=False) + chunk(extended, 2, struct.pack(">QI", 1024, 3072))
+                   + chunk(extended, 6 if extended else 5, status, 6, offset=6 * 4096)
+                   + chunk(extended, 0x8001, struct.pack(">IH", 5, 3) + b"bad", 3, offset=3 * 4096)
+                   + chunk(extended, 0x8002, struct.pack(">IH", 5, 3) + b"bad" + struct.pack(">Q", 7 * 4096), 7, offset=7 * 4096)
+                   + chunk(extended, 0, b"", 2, offset=2 * 4096))
+        yield mode, greeting + agree + go + replies
+        yield mode | 0x60, greeting + agree + lists + contexts + chosen + go + replies
+    yield 2, greeting + option_reply(EXTENDED_HEADERS, 0x80000001) + option_reply(STRUCTURED, 1) + go + chunk(False, 0)
+    yield 0x20, greeting + option_reply(LIST, 0x80000002, b"not here") + option_reply(GO, 0x80000006) + struct.pack(">QH", 1 << 20, 1)
+
+
 URIS = ["nbd://localhost", "nbd://localhost:10809/disk", "nbds://user@[::1]:1/a%20b?tls-type=psk&tls-verify-peer=1", "nbd:///", "nbd://h//x",
         "nbd+unix:///disk?socket=/tmp/s", "nbds+unix://u@/?socket=%00abstract&tls-hostname=h", "nbd+vsock://2:10809/", "nbd://h/%C3%A9",
         "nbd://h?x-mine=1", "nbd+unix:///?socket=", "nbd://[::1", "nbd://h:99999/", "http://h", "nbd://h/%zz", "nbd://h/%00", "nbd://h/#f"]
@@ -104,6 +143,11 @@ def generate(directory):
         for i, data in enumerate(transmissions(mode == 2)):
             for setup in (bytes([mode, 0]), bytes([mode | 4 * (i % 2), 7 * i + 1])):
                 write(directory, "transmission", setup + data)
+
+
+    for setup, data in servers():
+        for cut in (0, 1 + setup):
+            write(directory, "client", bytes([setup, cut]) + data)
 
 
 # --- capture ------------------------------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ private let simple = ClientHandshake.Configuration(maximumMode: .simple)
     }
 
     @Test(arguments: [true, false])
-    func `falls back to EXPORT_NAME, with and without zeroes`(noZeroes: Bool) {  // P-OPT-01, P-HS-03, S-HS-06
+    func `falls back to EXPORT_NAME, with and without zeroes`(noZeroes: Bool) {  // P-OPT-01, P-HS-03
         let answer = big(UInt64(99)) + big(UInt16(1)) + [UInt8](repeating: 0, count: noZeroes ? 0 : 124)
         let server = Server.greeting(noZeroes ? [.fixedNewstyle, .noZeroes] : [.fixedNewstyle])
             .reply(.go, .unsupported).adding(answer).adding([5])

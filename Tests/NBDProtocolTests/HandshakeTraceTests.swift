@@ -26,9 +26,11 @@ private final class Watch: Sendable {
                 "nbd_negotiate_options_check_option option=7 (GO) length=16",
                 "nbd_negotiate_handle_info_requests export='disk' count=3 requests=NAME,BLOCK_SIZE,unknown 77",
                 "nbd_negotiate_send_info info=1 (NAME) length=4", "nbd_negotiate_send_rep_len option=7 (GO) type=0x3 (INFO) length=6",
-                "nbd_negotiate_send_info info=2 (DESCRIPTION) length=6", "nbd_negotiate_send_rep_len option=7 (GO) type=0x3 (INFO) length=8",
+                "nbd_negotiate_send_info info=2 (DESCRIPTION) length=6",
+                "nbd_negotiate_send_rep_len option=7 (GO) type=0x3 (INFO) length=8",
                 "nbd_negotiate_handle_info_block_size minimum=1 preferred=4096 maximum=33554432",
-                "nbd_negotiate_send_info info=3 (BLOCK_SIZE) length=12", "nbd_negotiate_send_rep_len option=7 (GO) type=0x3 (INFO) length=14",
+                "nbd_negotiate_send_info info=3 (BLOCK_SIZE) length=12",
+                "nbd_negotiate_send_rep_len option=7 (GO) type=0x3 (INFO) length=14",
                 "nbd_negotiate_new_style_size_flags size=1048576 flags=0x\(flags)",
                 "nbd_negotiate_send_info info=0 (EXPORT) length=10", "nbd_negotiate_send_rep_len option=7 (GO) type=0x3 (INFO) length=12",
                 "nbd_negotiate_send_rep_len option=7 (GO) type=0x1 (ACK) length=0", "nbd_negotiate_success",
@@ -64,9 +66,11 @@ private final class Watch: Sendable {
         harness.begin()
         _ = harness.option(.list)
         _ = harness.option(.info, infoData("gone"))
-        #expect(watch.lines.filter { $0.hasPrefix("nbd_negotiate_send_rep_list") } == [
-            "nbd_negotiate_send_rep_list export='disk' description='a disk'", "nbd_negotiate_send_rep_list export='blocky' description=''",
-        ])
+        #expect(
+            watch.lines.filter { $0.hasPrefix("nbd_negotiate_send_rep_list") } == [
+                "nbd_negotiate_send_rep_list export='disk' description='a disk'",
+                "nbd_negotiate_send_rep_list export='blocky' description=''",
+            ])
         #expect(watch.lines.contains { $0.hasPrefix("nbd_negotiate_send_rep_err text='") && $0.contains("gone") })
     }
 
@@ -78,12 +82,13 @@ private final class Watch: Sendable {
         _ = harness.option(.structuredReply)
         let long = String(repeating: "q", count: 4097)
         _ = harness.option(.setMetaContext, metaData("blocky", ["base:allocation", long, "qemu:dirty-bitmap:b1"]))
-        #expect(watch.lines.filter { $0.contains("_meta_") } == [
-            "nbd_negotiate_meta_context option=SET_META_CONTEXT export='blocky' queries=3",
-            "nbd_negotiate_meta_query_skip reason='query of 4097 bytes'",
-            "nbd_negotiate_meta_query_reply context='base:allocation' id=0",
-            "nbd_negotiate_meta_query_reply context='qemu:dirty-bitmap:b1' id=3",
-        ])
+        #expect(
+            watch.lines.filter { $0.contains("_meta_") } == [
+                "nbd_negotiate_meta_context option=SET_META_CONTEXT export='blocky' queries=3",
+                "nbd_negotiate_meta_query_skip reason='query of 4097 bytes'",
+                "nbd_negotiate_meta_query_reply context='base:allocation' id=0",
+                "nbd_negotiate_meta_query_reply context='qemu:dirty-bitmap:b1' id=3",
+            ])
     }
 
     // P-GEN-06: what a client says cannot forge a line of a log.
@@ -102,8 +107,10 @@ private final class Watch: Sendable {
         (TraceEvent.negotiateOldStyle(size: 512, flags: .hasFlags), "nbd_negotiate_old_style size=512 flags=0x1"),
         (.handshakeTimeout, "nbd_handshake_timer_cb"),
         (.extendedPayloadCompliance(offset: 1, length: 2), "nbd_co_receive_ext_payload_compliance offset=1 length=2"),
-        (.blockStatusPayloadCompliance(offset: 1, length: 1 << 40),
-            "nbd_co_receive_block_status_payload_compliance offset=1 length=1099511627776"),
+        (
+            .blockStatusPayloadCompliance(offset: 1, length: 1 << 40),
+            "nbd_co_receive_block_status_payload_compliance offset=1 length=1099511627776"
+        ),
         (.sendChunkDone(cookie: 0xAB), "nbd_co_send_chunk_done cookie=0xab"),
     ])
     func `later events have their names and 64-bit lengths`(event: TraceEvent, line: String) {

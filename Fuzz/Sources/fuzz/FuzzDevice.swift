@@ -26,7 +26,8 @@ final class FuzzDevice: BlockDevice {
         guard isFaulty, count > 0 else { return }
         for index in (offset / Self.granule)...((offset + count - 1) / Self.granule) where index % 7 == 3 {
             let kinds = BlockError.Kind.allCases
-            throw BlockError(kinds[Int(index) % kinds.count], "granule \(index) is broken \u{7}\u{202E}" + String(repeating: "x", count: 900))
+            throw BlockError(
+                kinds[Int(index) % kinds.count], "granule \(index) is broken \u{7}\u{202E}" + String(repeating: "x", count: 900))
         }
     }
 

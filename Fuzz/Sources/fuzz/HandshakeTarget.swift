@@ -45,7 +45,9 @@ private struct HandshakeRun {
             ExportDescription(id: 1, name: "disk", text: "a disk", byteCount: 1 << 30, flags: flags),
             ExportDescription(
                 id: 2, name: "small", byteCount: 4096, flags: [.hasFlags, .readOnly], blockSizes: BlockSizes(minimum: 512),
-                contexts: [.baseAllocation, MetaContext(id: 1, name: "qemu:allocation-depth"), MetaContext(id: 2, name: "qemu:dirty-bitmap:b")]),
+                contexts: [
+                    .baseAllocation, MetaContext(id: 1, name: "qemu:allocation-depth"), MetaContext(id: 2, name: "qemu:dirty-bitmap:b"),
+                ]),
         ]
         if setup & 8 != 0 { exports.append(ExportDescription(id: 3, name: "", byteCount: .max >> 1, flags: flags)) }
     }

@@ -4,6 +4,7 @@ import Glibc
 /// What can be fuzzed, by name. A target gets arbitrary bytes and traps when a promise is broken.
 let targets: [String: @Sendable ([UInt8]) -> Void] = [
     "canary": fuzzCanary,
+    "client": fuzzClient,
     "handshake": fuzzHandshake,
     "transmission": fuzzTransmission,
     "uri": fuzzURI,

@@ -45,7 +45,8 @@ private struct TransmissionRun: ~Copyable {
         self.fragmentation = fragmentation
         random = Random(seed: UInt64(fragmentation))
 
-        contexts = mode == .simple ? [] : setup & 32 != 0 ? [.baseAllocation, MetaContext(id: 7, name: "x-fuzz:second")] : [.baseAllocation]
+        contexts =
+            mode == .simple ? [] : setup & 32 != 0 ? [.baseAllocation, MetaContext(id: 7, name: "x-fuzz:second")] : [.baseAllocation]
         var flags: TransmissionFlags = [.hasFlags, .flush, .fua, .cache, .multiConn]
         flags.formUnion(isReadOnly ? .readOnly : [.trim, .writeZeroes, .fastZero])
         if mode != .simple { flags.insert(.df) }
