@@ -4,6 +4,7 @@ import pytest
 
 import wire
 from images import MIB
+from server import CUT_OFF
 from wire import EINVAL, ENOSPC, EOVERFLOW, EPERM, Wire
 
 SIZE = 64 * MIB
@@ -130,7 +131,7 @@ class TestTooLong:
     def test_write_is_the_end(self, serve, disk):
         # S-REQ-08, S-BUG-10, P-REQ-06: the payload is too long to read away, so a reply at most, then the end.
         # The payload spells valid requests: none of them may be executed.
-        server = serve(disk)
+        server = serve(disk, stderr=CUT_OFF)
         with Wire(server.uri) as link:
             link.go()
             smuggled = Wire.header(wire.ZEROES, 0, 4096, cookie=99)
@@ -208,7 +209,7 @@ def test_requests_before_disc_are_answered(serve, disk):
 
 def test_a_bad_magic_is_the_end_without_a_word(serve, disk):
     # S-REQ-04, S-BUG-10, P-REQ-05
-    with Wire(serve(disk).uri) as link:
+    with Wire(serve(disk, stderr=CUT_OFF).uri) as link:
         link.go()
         link.send(Wire.header(wire.READ, 0, 512, magic=0x12345678))
         assert link.is_closed()

@@ -6,6 +6,7 @@ import pytest
 
 import wire
 from images import GIB, KIB, MIB, noise, sparse
+from server import CUT_OFF
 from wire import ACK, EINVAL, ENOSPC, INVALID, Wire
 
 EXTENDED_HEADERS = 11
@@ -79,7 +80,7 @@ class TestNegotiation:
 
     def test_export_name_afterwards_is_the_end(self, serve, disk):
         # P-EXT-02
-        with Wire(serve(disk).uri) as link:
+        with Wire(serve(disk, stderr=CUT_OFF).uri) as link:
             link.greet()
             assert link.ask(EXTENDED_HEADERS)[-1][0] == ACK
             link.option(wire.EXPORT_NAME)
@@ -124,7 +125,7 @@ class TestRequests:
 
     def test_a_payload_that_is_too_long_is_the_end(self, serve, disk):
         # P-EXT-08, P-SIZE-12
-        with Extended(serve(disk).uri) as link:
+        with Extended(serve(disk, stderr=CUT_OFF).uri) as link:
             link.negotiate()
             link.request(wire.WRITE, 0, 1 << 40, PAYLOAD_LEN)
             try:
@@ -189,7 +190,7 @@ class TestRequests:
 
     def test_a_compact_request_is_the_end(self, serve, disk):
         # P-REQ-05
-        with Extended(serve(disk).uri) as link:
+        with Extended(serve(disk, stderr=CUT_OFF).uri) as link:
             link.negotiate()
             link.send(Wire.header(wire.READ, 0, 512) + bytes(4))
             assert link.is_closed()

@@ -30,8 +30,9 @@ def test_random_writes_verify(serve, disk, fio, depth, block):
 
 
 def test_mixed_load_with_trims_and_flushes(serve, disk, fio):
-    fio(serve(disk).uri, rw="randrw", bssplit="4k/50:64k/50", size="16m", iodepth=32, fsync=64)
-    fio(serve(disk).uri, rw="randtrim", bs="64k", size="8m", iodepth=8)
+    uri = serve(disk).uri
+    fio(uri, rw="randrw", bssplit="4k/50:64k/50", size="16m", iodepth=32, fsync=64)
+    fio(uri, rw="randtrim", bs="64k", size="8m", iodepth=8)
 
 
 def test_verify_over_tcp(serve, disk, fio):

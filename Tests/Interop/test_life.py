@@ -245,7 +245,7 @@ class TestStopping:
                     error, cookie = link.simple()
                     answers[cookie] = error
             sender.join()
-        server.stop()
+        assert server.wait() == 0 and server.err == ""
         assert set(answers.values()) <= {0, ESHUTDOWN}
         data = disk.read_bytes()
         for cookie, error in answers.items():
@@ -274,7 +274,7 @@ class TestStopping:
                 assert link.simple() == (ESHUTDOWN, 2)
             except wire.Closed:
                 pytest.fail("closed on a client that was in the middle of a request")
-        server.stop()
+        assert server.wait() == 0
 
     def test_a_stalled_payload_does_not_hold_it_up_for_ever(self, serve, disk):
         server = serve(disk, extra=["--drain-limit", "2"], stderr=None)

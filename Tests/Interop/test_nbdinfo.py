@@ -1,6 +1,8 @@
 """nbdinfo, in all its modes."""
 
 import json
+import os
+import pathlib
 
 import pytest
 
@@ -32,13 +34,25 @@ def test_describes_an_export_as_json(serve, disk, nbdinfo):
     expected = {
         "export-name": "", "export-size": 64 * MIB, "is_read_only": False, "can_flush": True, "can_fua": True,
         "can_trim": True, "can_zero": True, "can_fast_zero": True, "can_cache": True, "can_df": True,
-        "can_multi_conn": True, "is_rotational": False,
+        "can_multi_conn": True,
     }
     assert {key: export[key] for key in expected} == expected
     assert "base:allocation" in export["contexts"]
     assert export["block_size_minimum"] == 1
     assert export["block_size_preferred"] >= 4096
     assert export["block_size_maximum"] == 32 * MIB
+
+
+def test_rotational_is_what_the_disk_below_is(serve, disk, nbdinfo):
+    # S-EXP-10
+    run(nbdinfo, "--is=rotational", serve("memory:1M").uri, status=2)
+    number = disk.stat().st_dev
+    device = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    for place in (device, device.parent):
+        if (place / "queue/rotational").exists():
+            rotates = (place / "queue/rotational").read_text().strip() == "1"
+            run(nbdinfo, "--is=rotational", serve(disk).uri, status=0 if rotates else 2)
+            break
 
 
 def test_a_read_only_export_advertises_no_writes(serve, disk, nbdinfo):
@@ -74,7 +88,7 @@ def test_gives_the_exact_size(serve, directory, nbdinfo):
     ("--can=connect", 0, 0), ("--can=read", 0, 0), ("--can=write", 0, 2), ("--can=flush", 0, 0),
     ("--can=fua", 0, 0), ("--can=trim", 0, 2), ("--can=zero", 0, 2), ("--can=fast-zero", 0, 2),
     ("--can=cache", 0, 0), ("--can=df", 0, 0), ("--can=multi-conn", 0, 0), ("--can=structured-reply", 0, 0),
-    ("--is=read-only", 2, 0), ("--is=rotational", 2, 2), ("--is=tls", 2, 2),
+    ("--is=read-only", 2, 0), ("--is=tls", 2, 2),
 ])
 def test_answers_whether(serve, disk, nbdinfo, question, writable, read_only):
     # P-FLG-01, P-FLG-04, P-FLG-05

@@ -206,6 +206,7 @@ class TestSideBySide:
     # What differs on purpose, and where it is said.
     DIFFERENT = {
         "block_size_preferred",  # S-INFO-12: we give the backend's optimal size
+        "is_rotational",  # S-EXP-10: theirs never says so
     }
 
     @pytest.mark.parametrize("words", [[], ["-r"], ["-e", "0"], ["-D", "text"]], ids=lambda words: " ".join(words) or "plain")
