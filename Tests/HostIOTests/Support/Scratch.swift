@@ -1,5 +1,3 @@
-import HostIO
-
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
