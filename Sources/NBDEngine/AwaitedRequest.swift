@@ -10,6 +10,8 @@ public struct AwaitedRequest: Sendable {
     let cost: Int
     let device: any BlockDevice
     let mode: ReplyMode
+    /// Most bytes of data in one chunk, as promised to the client (P-SIZE-13).
+    let chunkByteCountLimit: UInt64
     let trace: Tracer?
 
     /// The whole reply, and what it took.
@@ -93,7 +95,10 @@ public struct AwaitedRequest: Sendable {
             replies.append(encoder.reply { encoder.done(into: &$0) })  // S-CMD-05
             return
         }
-        guard mode != .simple, !request.flags.contains(.df), range.count >= Self.sparseReadFloor else {
+        guard mode == .simple || range.count <= chunkByteCountLimit || !request.flags.contains(.df) else {
+            throw BlockError(.tooLarge, "READ of \(range.count) bytes in one chunk; at most \(chunkByteCountLimit) are sent")  // P-CMD-READ-3
+        }
+        guard mode != .simple, !request.flags.contains(.df), range.count >= min(Self.sparseReadFloor, chunkByteCountLimit + 1) else {
             replies.append(try await data(range, isLast: true, encoder))
             return
         }
@@ -145,15 +150,19 @@ public struct AwaitedRequest: Sendable {
         var pieces: [Piece] = []
         var rest = range
         func add(_ count: UInt64, isHole: Bool) {
-            let part = rest.prefix(count)
+            var part = rest.prefix(count)
             rest = rest.dropFirst(count)
-            if !isHole, let last = pieces.indices.last, !pieces[last].isHole,
-                let joined = ByteRange(start: pieces[last].range.start, count: pieces[last].range.count + part.count)
+            if !isHole, let last = pieces.last, !last.isHole,
+                let joined = ByteRange(start: last.range.start, count: last.range.count + part.count)
             {
-                pieces[last].range = joined
-            } else {
-                pieces.append(Piece(range: part, isHole: isHole))
+                pieces.removeLast()
+                part = joined
             }
+            while !isHole, part.count > chunkByteCountLimit {
+                pieces.append(Piece(range: part.prefix(chunkByteCountLimit), isHole: false))
+                part = part.dropFirst(chunkByteCountLimit)
+            }
+            pieces.append(Piece(range: part, isHole: isHole))
         }
         for extent in extents.extents {
             add(extent.count, isHole: extent.status.contains(.zero) && extent.count >= Self.holeFloor)

@@ -9,7 +9,7 @@ extension Transmission {
 
     /// Carries out a request at once if the device says where its bytes lie and they are at hand; otherwise nothing has happened.
     func runNow(_ request: RequestRules.Request, _ payload: ByteBuffer, cost: Int, _ mapper: any RangeMapper) -> Bool {
-        guard request.count > 0, request.count <= Self.nowByteCountLimit,
+        guard request.count > 0, request.count <= min(Self.nowByteCountLimit, UInt64(session.export.blockSizes.maximumPayload)),
             let range = ByteRange(start: request.offset, count: request.count)
         else { return false }
         let encoder = ReplyEncoder(mode: rules.mode, cookie: request.cookie, offset: request.offset, trace: trace)

@@ -340,7 +340,9 @@ public final class Transmission {
         if let mapper, runNow(request, payload, cost: cost, mapper) { return }
         requestsInFlight += 1
         work.append(
-            AwaitedRequest(request: request, payload: payload, cost: cost, device: device, mode: rules.mode, trace: trace))
+            AwaitedRequest(
+                request: request, payload: payload, cost: cost, device: device, mode: rules.mode,
+                chunkByteCountLimit: UInt64(session.export.blockSizes.maximumPayload), trace: trace))
     }
 
     private func refuse(_ refusal: RequestRules.Refusal, _ header: RequestHeader) {

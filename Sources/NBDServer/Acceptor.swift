@@ -87,7 +87,10 @@ struct Acceptor {
             .childChannelOption(.recvAllocator, value: AdaptiveRecvByteBufferAllocator(minimum: 4096, initial: 65536, maximum: 1 << 20))
             .childChannelOption(.writeBufferWaterMark, value: .init(low: 1 << 20, high: 64 << 20))
             .childChannelInitializer { channel in
-                channel.eventLoop.makeCompletedFuture { try server.adopt(channel, listener: listener) }
+                channel.eventLoop.makeCompletedFuture {
+                    server.watchPeer(channel)
+                    try server.adopt(channel, listener: listener)
+                }
             }
     }
 

@@ -57,8 +57,9 @@ extension NBDServer {
         public var drainLimit: Duration = .seconds(10)
         /// End when the last client that had chosen an export leaves (S-SRV-07).
         public var stopsAfterLastClient = false
-        /// TCP keepalive on accepted connections, to find peers that are gone without a word.
-        public var keepsAlive = true
+        /// A TCP peer that acknowledges nothing for so long is gone, even if it never said so: its connection is closed. An idle but living
+        /// client is none the wiser. `.zero`: never.
+        public var peerTimeLimit: Duration = .seconds(120)
         public var handshakeLimits = HandshakeLimits()
         /// Watches every step of every conversation. Costs nothing when nil.
         public var tracer: (@Sendable (TraceEvent, ConnectionIdentity) -> Void)?

@@ -23,6 +23,7 @@ public final class NBDServer: Service, Sendable {
         var phase = Phase.idle
         var listeners: [any Channel] = []
         var connections: [UInt64: NIOLoopBound<ConnectionHandler>] = [:]
+        var channels: [UInt64: any Channel] = [:]
         var nextConnection: UInt64 = 1
         var attachedCount = 0
         var uris: [String] = []
@@ -57,6 +58,11 @@ public final class NBDServer: Service, Sendable {
 
     /// Where clients find each export, for each listener with an address: NBD URIs. Filled by `start()`.
     public var uris: [String] { state.withLock { $0.uris } }
+
+    var peerTimeLimit: Duration { configuration.peerTimeLimit }
+
+    /// For tests: what NIO knows of each connection.
+    var connectedChannels: [any Channel] { state.withLock { Array($0.channels.values) } }
 
     /// Connections at this moment.
     public var connectionCount: Int { state.withLock { $0.connections.count } }

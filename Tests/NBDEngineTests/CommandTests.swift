@@ -99,6 +99,18 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
         #expect(await harness.ask(.read, 0, 512).map(\.errorCode) == [nil])
     }
 
+    // P-SIZE-13, P-SIZE-12, P-CMD-READ-3, P-CMD-READ-7, P-ERR-05
+    @Test(arguments: [ReplyMode.structured, .extended])
+    func `above the promised maximum comes in chunks of it, and with DF is EOVERFLOW`(mode: ReplyMode) async {
+        let harness = EngineHarness(mode, maximumPayload: 65536)
+        let replies = await harness.ask(.read, 100, 200_000)
+        #expect(replies.map(\.type) == [.offsetData, .offsetData, .offsetData, .offsetData])
+        #expect(replies.map { $0.payload.count - 8 } == [65536, 65536, 65536, 3392])
+        #expect(replies.flatMap { $0.payload.dropFirst(8) } == Array(harness.device.bytes[100..<200_100]))
+        #expect(await harness.ask(.read, 0, 65537, .df).map(\.errorCode) == [.overflow])
+        #expect(await harness.ask(.read, 0, 65536, .df).map(\.errorCode) == [nil])
+    }
+
     // S-CMD-01
     @Test func `with FUA flushes first, and a failing flush is the answer`() async {
         let harness = EngineHarness()
@@ -300,7 +312,7 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
         (bigEndian(UInt64(4096)) + bigEndian(UInt32(5)), .invalid), (bigEndian(UInt64(4096)) + bigEndian(UInt32(9)) + bigEndian(UInt32(9)), .invalid),
         (bigEndian(UInt64(4096)) + [0, 0, 9], .invalid), (bigEndian(UInt64(2 << 20)) + bigEndian(UInt32(9)), .invalid),
         (bigEndian(UInt64(0)) + bigEndian(UInt32(9)), .invalid), ([1, 2, 3], .invalid),
-        (bigEndian(UInt64(4096)) + [UInt8](repeating: 0, count: 4000), .invalid),
+        (bigEndian(UInt64(4096)) + [UInt8](repeating: 0, count: 40), .invalid),
     ] as [([UInt8], NBDError?)])
     func `with a payload reports the contexts it names`(payload: [UInt8], error: NBDError?) async {
         let harness = EngineHarness(.extended, contexts: [.baseAllocation, MetaContext(id: 9, name: "x-test:same")])

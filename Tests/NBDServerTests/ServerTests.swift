@@ -1,7 +1,9 @@
 import Block
+import Glibc
 import Logging
 import NBDClient
 import NBDProtocol
+import NIOCore
 import Synchronization
 import Testing
 
@@ -64,7 +66,7 @@ private actor SlowDisk: BlockDevice {
 }
 
 @Suite(.serialized) struct `A server` {
-    // S-EXP-09, S-EXP-20, P-FLG-01, P-FLG-03, P-FLG-07, P-FLG-09, P-MC-01, P-MC-03, P-FLG-05
+    // S-EXP-08, S-EXP-09, S-EXP-10, P-FLG-01, P-FLG-03, P-FLG-07, P-FLG-09, P-MC-01, P-MC-03, P-FLG-05
     @Test func `tells what its device can do`() async throws {
         func flags(_ device: any BlockDevice, isReadOnly: Bool = false, limit: Int = 100) async throws -> TransmissionFlags {
             let found = Mutex(TransmissionFlags())
@@ -133,6 +135,27 @@ private actor SlowDisk: BlockDevice {
                 try await client.disconnect()
             }
         }
+    }
+
+    // S-CLI-11, S-NEW-10, P-GEN-02
+    @Test func `sends without delay and looks after silent TCP peers`() async throws {
+        let seen = Mutex<[String: CInt]>([:])
+        try await withServer(nil, { $0.listeners = [Listener(.tcp(host: "127.0.0.1", port: 0))] }) { server, _ in
+            let client = try await NBDClient.connect(server.uris[0], options: NBDClient.Options())
+            _ = try await client.read(at: 0, count: 1)
+            for channel in server.connectedChannels {
+                let options = try await channel.eventLoop.submit { [channel] in
+                    let options = try #require(channel.syncOptions)
+                    return [
+                        "nodelay": try options.getOption(.tcpOption(.tcp_nodelay)), "keepalive": try options.getOption(.socketOption(.so_keepalive)),
+                        "timeout": try options.getOption(.tcpOption(.init(rawValue: CInt(TCP_USER_TIMEOUT)))),
+                    ]
+                }.get()
+                seen.withLock { $0 = options.mapValues { CInt($0) } }
+            }
+            try await client.disconnect()
+        }
+        #expect(seen.withLock { $0 } == ["nodelay": 1, "keepalive": 1, "timeout": 120_000])
     }
 
     // S-SRV-02: the error names the address
