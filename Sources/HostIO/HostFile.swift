@@ -18,12 +18,10 @@ public final class HostFile: Sendable {
         public var isReadOnly: Bool
         /// O_DIRECT: past the page cache. Transfers of any alignment still work; those that are aligned are faster.
         public var isDirect: Bool
-        public var method: FileIOMethod
 
-        public init(isReadOnly: Bool = false, isDirect: Bool = false, method: FileIOMethod = .threads) {
+        public init(isReadOnly: Bool = false, isDirect: Bool = false) {
             self.isReadOnly = isReadOnly
             self.isDirect = isDirect
-            self.method = method
         }
     }
 
@@ -74,7 +72,7 @@ public final class HostFile: Sendable {
         descriptor = try Self.openDescriptor(path, isReadOnly: options.isReadOnly, isDirect: false)
         self.path = path
         isReadOnly = options.isReadOnly
-        io = options.method.implementation
+        io = ThreadedFileIO.shared
         var status = chostio_stat()
         var result = unsafe chostio_stat(descriptor, &status)
         kind = result < 0 ? .other : Kind(mode: status.mode)
