@@ -48,6 +48,7 @@ public final class HostFile: Sendable {
     /// What is learnt while the file is used.
     struct State: ~Copyable {
         let isClosed = Atomic<Bool>(false)
+        let isLocked = Atomic<Bool>(false)
         /// The errno of the first failed write-back, or 0.
         let lostData = Atomic<Int32>(0)
         let lacks = Atomic<UInt32>(0)
@@ -121,6 +122,7 @@ public final class HostFile: Sendable {
     }
 
     deinit {
+        unlock()
         _ = chostio_close(descriptor)
     }
 
@@ -129,6 +131,7 @@ public final class HostFile: Sendable {
     /// The numbers stay taken until the object goes, so a call that is still in flight cannot hit somebody else's file.
     public func close() {
         guard !state.isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
+        unlock()
         _ = chostio_retire(descriptor)
         direct?.retire()
     }
