@@ -45,9 +45,12 @@ struct Child {
         return status & 0x7f == 0 ? (status >> 8) & 0xff : 128 + (status & 0x7f)
     }
 
-    /// Ends it and waits for the end.
+    /// Ends it and waits for the end. Asks again and again: qemu-nbd loses a SIGTERM that comes while it starts.
     func stop() {
-        kill(id, SIGTERM)
+        for round in 0..<200 where isRunning {
+            kill(id, round < 100 ? SIGTERM : SIGKILL)
+            usleep(20_000)
+        }
         _ = wait()
     }
 
