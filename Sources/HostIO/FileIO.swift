@@ -17,18 +17,3 @@ extension FileIO {
         }
     }
 }
-
-/// Who does the waiting for a file's transfers.
-public enum FileIOMethod: Sendable {
-    /// A pool of threads: works everywhere.
-    case threads
-    /// Linux's io_uring; where the kernel refuses it, the threads.
-    case ring
-
-    var implementation: any FileIO {
-        switch self {
-        case .threads: ThreadedFileIO.shared
-        case .ring: ThreadedFileIO.shared
-        }
-    }
-}

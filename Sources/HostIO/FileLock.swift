@@ -1,4 +1,5 @@
 internal import CHostIO
+internal import Synchronization
 internal import SystemPackage
 
 /// Byte-range locks by which programs that use disk images agree, compatible with QEMU's.
@@ -56,6 +57,14 @@ enum FileLock {
         }
     }
 
+    /// Gives back all that `take` may have taken.
+    static func release(_ descriptor: Int32) {
+        for permission in Permission.allCases {
+            _ = chostio_unlock_byte(descriptor, permission.heldByte)
+            _ = chostio_unlock_byte(descriptor, permission.refusedByte)
+        }
+    }
+
     private static func isLocked(_ descriptor: Int32, _ byte: UInt64, _ path: String) throws(HostError) -> Bool {
         let result = PositionalIO.retrying { chostio_is_byte_locked(descriptor, byte) }
         guard result >= 0 else { throw HostError(Errno(rawValue: CInt(-result)), "lock", path: path) }
@@ -94,6 +103,14 @@ extension HostFile {
                 return .failure(error)
             }
         }
-        return try result.get() == .locked
+        let isLocked = try result.get() == .locked
+        if isLocked { state.isLocked.store(true, ordering: .releasing) }
+        return isLocked
+    }
+
+    /// Closing the file is not enough: a child that this process is just starting has a copy of the descriptor until it runs its program,
+    /// and would keep the lock that long.
+    func unlock() {
+        if state.isLocked.exchange(false, ordering: .acquiringAndReleasing) { FileLock.release(descriptor) }
     }
 }

@@ -18,12 +18,10 @@ public final class HostFile: Sendable {
         public var isReadOnly: Bool
         /// O_DIRECT: past the page cache. Transfers of any alignment still work; those that are aligned are faster.
         public var isDirect: Bool
-        public var method: FileIOMethod
 
-        public init(isReadOnly: Bool = false, isDirect: Bool = false, method: FileIOMethod = .threads) {
+        public init(isReadOnly: Bool = false, isDirect: Bool = false) {
             self.isReadOnly = isReadOnly
             self.isDirect = isDirect
-            self.method = method
         }
     }
 
@@ -50,6 +48,7 @@ public final class HostFile: Sendable {
     /// What is learnt while the file is used.
     struct State: ~Copyable {
         let isClosed = Atomic<Bool>(false)
+        let isLocked = Atomic<Bool>(false)
         /// The errno of the first failed write-back, or 0.
         let lostData = Atomic<Int32>(0)
         let lacks = Atomic<UInt32>(0)
@@ -74,7 +73,7 @@ public final class HostFile: Sendable {
         descriptor = try Self.openDescriptor(path, isReadOnly: options.isReadOnly, isDirect: false)
         self.path = path
         isReadOnly = options.isReadOnly
-        io = options.method.implementation
+        io = ThreadedFileIO.shared
         var status = chostio_stat()
         var result = unsafe chostio_stat(descriptor, &status)
         kind = result < 0 ? .other : Kind(mode: status.mode)
@@ -123,6 +122,7 @@ public final class HostFile: Sendable {
     }
 
     deinit {
+        unlock()
         _ = chostio_close(descriptor)
     }
 
@@ -131,6 +131,7 @@ public final class HostFile: Sendable {
     /// The numbers stay taken until the object goes, so a call that is still in flight cannot hit somebody else's file.
     public func close() {
         guard !state.isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
+        unlock()
         _ = chostio_retire(descriptor)
         direct?.retire()
     }

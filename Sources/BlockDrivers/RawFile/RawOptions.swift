@@ -33,9 +33,10 @@ public struct RawOptions: Equatable, Sendable {
         case unmap
     }
 
+    /// Who waits for the disk. A wish, as results do not depend on it: today the threads serve all three (`HostIO.FileIO` is the seam).
     public enum AIO: String, CaseIterable, Sendable {
         case threads
-        /// Linux AIO in QEMU. Here the ring, which does the same better; it asks for a direct cache mode as QEMU does.
+        /// Linux AIO in QEMU; asks for a cache mode without the page cache, as there.
         case native
         case ioUring = "io_uring"
     }
@@ -72,7 +73,7 @@ public struct RawOptions: Equatable, Sendable {
     }
 
     var hostOptions: HostFile.Options {
-        HostFile.Options(isReadOnly: isReadOnly, isDirect: cache.isDirect, method: aio == .threads ? .threads : .ring)
+        HostFile.Options(isReadOnly: isReadOnly, isDirect: cache.isDirect)
     }
 }
 
