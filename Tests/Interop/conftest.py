@@ -1,5 +1,6 @@
 """Fixtures. Every test owns its directory, its sockets and its servers, so any number of tests may run at once."""
 
+import faulthandler
 import os
 import pathlib
 import shutil
@@ -13,6 +14,17 @@ import server as servers
 def pytest_configure(config):
     if not os.access(servers.NBD, os.X_OK):
         pytest.exit(f"{servers.NBD} is not there: build it (swift build -c release --product nbd) or set NBD=", 2)
+
+
+# Seconds for one test. The slowest takes some; waiting inside C (libnbd for its child) can only be ended with the process.
+TEST_LIMIT = 240
+
+
+@pytest.fixture(autouse=True)
+def watchdog():
+    faulthandler.dump_traceback_later(TEST_LIMIT, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

@@ -159,6 +159,8 @@ class TestForking:
     def test_pid_file_holds_the_process(self, launch, directory, disk):
         pid_file = directory / "pid"
         server = launch("-t", "--pid-file", pid_file, disk)
+        # theirs makes the file after the socket
+        server.wait_for(lambda: pid_file.exists() and pid_file.read_text(), "a pid file")
         assert int(pid_file.read_text()) == server.process.pid
         server.stop()
 
