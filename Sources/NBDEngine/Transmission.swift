@@ -83,10 +83,15 @@ public final class Transmission {
         if inbox.readableBytes == 0 {
             inbox = bytes
         } else {
+            // Without this a client that always leaves a piece of a message behind would make the inbox grow for ever.
+            inbox.discardReadBytes()
             inbox.writeBuffer(&bytes)
         }
         advance()
     }
+
+    /// Bytes of memory behind what has arrived and is not decoded yet.
+    var inboxCapacity: Int { inbox.capacity }
 
     /// The client will send nothing more: what it sent is finished and answered, then it is over. In the middle of a message this is a
     /// violation.

@@ -135,11 +135,13 @@ public final class NBDServer: Service, Sendable {
         let bound = NIOLoopBound(handler, eventLoop: channel.eventLoop)
         let isDraining = state.withLock { state in
             state.connections[id] = bound
+            state.channels[id] = channel
             return state.phase == .draining || state.phase == .ended
         }
         channel.closeFuture.whenComplete { [self] _ in
             let (waiting, isOver) = state.withLock { state in
                 state.connections[id] = nil
+                state.channels[id] = nil
                 guard state.connections.isEmpty else { return ([CheckedContinuation<Void, Never>](), false) }
                 defer { state.waitingForConnections = [] }
                 // Without a listening socket nobody can come after the last client (`.connected`).

@@ -15,6 +15,8 @@ final class EngineHarness {
     let events: TraceLog
     /// Everything that was sent.
     private(set) var output: [UInt8] = []
+    /// How much of it has left, for tests that acknowledge by hand.
+    var acknowledged = 0
     /// Work taken and not run yet.
     var work: [AwaitedRequest] = []
     private var cookie: UInt64 = 0x1111_0000

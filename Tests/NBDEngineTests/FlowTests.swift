@@ -160,6 +160,20 @@ import Testing
         #expect(harness.output.isEmpty)
     }
 
+    // P-GEN-07, S-LIM-12: memory does not follow the length of the conversation
+    @Test func `a client that always leaves half a message behind does not make the inbox grow`() async {
+        let harness = EngineHarness(.structured, device: ScriptedDevice(byteCount: 4096))
+        let request = harness.bytes(harness.header(Command(rawValue: 99)))
+        harness.feed(Array(request.prefix(10)))
+        for _ in 0..<20_000 {
+            harness.feed(Array(request.dropFirst(10) + request.prefix(10)))
+            harness.transmission.didSend(harness.output.count - harness.acknowledged)
+            harness.acknowledged = harness.output.count
+        }
+        #expect(harness.transmission.inboxCapacity < 10_000)
+        #expect(harness.transmission.requestCount == 20_000)
+    }
+
     @Test func `refusals are bounded too`() {
         var limits = TransmissionLimits()
         limits.outputByteCountLimit = 4096
