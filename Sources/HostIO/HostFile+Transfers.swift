@@ -117,11 +117,22 @@ extension HostFile {
         if isInMemory {
             return PositionalIO.write(descriptor, from: memory, at: offset, dsync: false) == 0
         }
-        guard !lacks(.writeNow) else { return false }
+        guard !lacks(.writeNow) else { return riskWrite(at: offset, from: memory) }
         // SAFETY: the whole lent memory, which is only read.
         let result = Int(unsafe chostio_pwrite_now(descriptor, memory.address(0), memory.count, offset))
         if result < 0 { _ = isLack(of: .writeNow, result) }
         return result == memory.count
+    }
+
+    /// Writes whole pages of a file whose system cannot promise not to wait, if it has not made anybody wait lately.
+    private func riskWrite(at offset: UInt64, from memory: BorrowedMemory) -> Bool {
+        // Part of a page that is not in the cache would be read from the disk first.
+        guard kind == .regular, (offset | UInt64(memory.count)) % 4096 == 0 else { return false }
+        let start = StallGuard.now()
+        guard state.stalls.admits(at: start) else { return false }
+        let result = PositionalIO.write(descriptor, from: memory, at: offset, dsync: false)
+        state.stalls.record(start: start, end: StallGuard.now())
+        return result == 0
     }
 
     @inline(never) private func endOfFile(_ end: UInt64, missing: Int) -> HostError {

@@ -52,6 +52,7 @@ public final class HostFile: Sendable {
         /// The errno of the first failed write-back, or 0.
         let lostData = Atomic<Int32>(0)
         let lacks = Atomic<UInt32>(0)
+        let stalls = StallGuard()
     }
 
     /// Opens the file at `path`, following symbolic links; never creates one.

@@ -2,7 +2,8 @@ import Synchronization
 
 /// Bytes that all connections of a process may hold together: payloads being collected, requests being carried out, replies not sent yet.
 ///
-/// First come, first served: a large request is not starved by small ones. Who does not get its bytes stops reading from its client.
+/// First come, first served: a large request is not starved by small ones. Who does not get its bytes stops reading from its client. Only
+/// the first 256 KiB of each connection are beyond the limit if need be, so that nobody is stopped altogether.
 public final class MemoryBudget: Sendable {
     /// Names a wait, so that it can be given up.
     public struct Ticket: Equatable, Sendable { let number: UInt64 }

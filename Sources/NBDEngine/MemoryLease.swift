@@ -34,11 +34,16 @@ struct MemoryLease {
         let missing = used + byteCount - leased
         if missing > 0 {
             let wanted = (missing + Self.quantum - 1) / Self.quantum * Self.quantum
-            guard budget.reserve(wanted) else {
+            if budget.reserve(wanted) {
+                leased += wanted
+            } else if used + byteCount <= Self.quantum {
+                // A little for everybody: small requests never queue behind those who hoard.
+                budget.take(missing)
+                leased += missing
+            } else {
                 pending = (budget.wait(for: wanted, granted: wake), wanted)
                 return .waitForBudget
             }
-            leased += wanted
         }
         used += byteCount
         return .granted

@@ -78,6 +78,8 @@ struct Acceptor {
             .serverChannelOption(.maxMessagesPerRead, value: 1)
             .serverChannelInitializer { [count] channel in
                 channel.eventLoop.makeCompletedFuture {
+                    // Out of descriptors: try again in a second, instead of at once and for ever.
+                    try channel.pipeline.syncOperations.addHandler(AcceptBackoffHandler())
                     try channel.pipeline.syncOperations.addHandler(AcceptGate(count.value))
                 }
             }

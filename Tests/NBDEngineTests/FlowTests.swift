@@ -146,6 +146,19 @@ import Testing
         #expect(budget.used == 0)
     }
 
+    // S-CO-07: who hoards does not stop the others
+    @Test func `a little memory is there for everybody, whoever else waits`() async {
+        let budget = MemoryBudget(byteCountLimit: 80 << 20)
+        let hoarders = (0..<3).map { _ in EngineHarness(device: ScriptedDevice(byteCount: 32 << 20), budget: budget) }
+        for hoarder in hoarders { hoarder.feed(hoarder.bytes(hoarder.header(.write, 0, 30 << 20))) }
+        #expect(budget.isContended)
+        let modest = EngineHarness(budget: budget)
+        #expect(await modest.ask(.read, 0, 4096).map(\.errorCode) == [nil])
+        #expect(await modest.ask(.write, 0, payload: [UInt8](repeating: 1, count: 65536)).map(\.errorCode) == [nil])
+        for hoarder in hoarders { hoarder.transmission.abandon() }
+        #expect(budget.used == 0)
+    }
+
     // S-CLI-06, S-CLI-07
     @Test func `a lost connection gives everything back, whatever is in flight`() async {
         let harness = EngineHarness()

@@ -134,7 +134,7 @@ private typealias Harness = HandshakeHarness
         var harness = Harness()
         harness.begin()
         harness.send(Array("IHAVEOPT".utf8) + bigEndian(UInt32(1)) + bigEndian(UInt32(4097)))
-        #expect(harness.ending == .close(.exportNameRefused("")))
+        #expect(harness.ending == .close(.optionTooLong(.exportName, byteCount: 4097)))
     }
 
     // S-EXPN-03, S-BUG-19

@@ -124,7 +124,9 @@ public struct ServerHandshake: ~Copyable {
         if let refusal = refusalBeforeReading(option, byteCount: length) {
             trace?(.negotiateOptionsCheckOption(option, byteCount: length))
             guard countOption() else { return (16, close(.tooManyOptions)) }
-            if option == .exportName { return (16, close(.exportNameRefused(""))) }
+            if option == .exportName {
+                return (16, close(isShuttingDown ? .exportNameRefused("") : .optionTooLong(option, byteCount: length)))
+            }
             state = .discarding(option, remaining: Int(length), refusal: refusal)
             let (taken, action) = receive(input.extracting(droppingFirst: 16), output: &output)
             return (16 + taken, action)

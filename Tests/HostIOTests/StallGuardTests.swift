@@ -1,0 +1,44 @@
+import Testing
+
+@testable import HostIO
+
+@Suite struct `Guard against stalls` {
+    private let second: UInt64 = 1_000_000_000
+
+    @Test func `lets fast writes through`() {
+        let stalls = StallGuard()
+        for time in 1...100 as ClosedRange<UInt64> {
+            let admitted = stalls.admits(at: time * 1000)
+            #expect(admitted)
+            stalls.record(start: time * 1000, end: time * 1000 + StallGuard.stallLimit)
+        }
+        let admitted = stalls.admits(at: 200_000)
+        #expect(admitted)
+    }
+
+    @Test func `pauses after a slow one, twice as long each time it comes back at once`() {
+        let stalls = StallGuard()
+        var now = second
+        for pause in [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000] as [UInt64] {
+            stalls.record(start: now, end: now + 200_000_000)
+            now += 200_000_000
+            let answers = [stalls.admits(at: now + pause * 1_000_000 - 1), stalls.admits(at: now + pause * 1_000_000)]
+            #expect(answers == [false, true])
+            now += pause * 1_000_000
+        }
+    }
+
+    @Test func `forgets when it was long ago`() {
+        let stalls = StallGuard()
+        stalls.record(start: second, end: 2 * second)
+        stalls.record(start: 100 * second, end: 101 * second)
+        let admitted = stalls.admits(at: 101 * second + StallGuard.shortestPause)
+        #expect(admitted)
+    }
+
+    @Test func `has a clock that goes forward`() {
+        let first = StallGuard.now()
+        let second = StallGuard.now()
+        #expect(second >= first && second - first < 5_000_000_000)
+    }
+}
