@@ -21,11 +21,13 @@
     }
 
     init(_ bytes: UnsafeMutableRawBufferPointer) {
+        // SAFETY: the caller frees the memory after the last use, under the rule of this type.
         unsafe base = bytes.baseAddress
         count = bytes.count
     }
 
     private init(base: UnsafeMutableRawPointer?, count: Int) {
+        // SAFETY: a part of lent memory (`part`), so the rule holds for it as for the whole.
         unsafe self.base = base
         self.count = count
     }
@@ -43,13 +45,14 @@
     }
 
     func isAligned(to alignment: Int) -> Bool {
+        // SAFETY: looks at the number only, never at the memory.
         unsafe UInt(bitPattern: base) % UInt(alignment) == 0
     }
 
     func copy(from other: BorrowedMemory) {
         precondition(other.count <= count)
-        guard other.count > 0 else { return }
-        // SAFETY: both are lent for the length of the call and `other` fits.
-        unsafe address(0)?.copyMemory(from: other.address(0)!, byteCount: other.count)
+        // SAFETY: both are lent for the length of the call and `other` fits. Only empty memory has no address.
+        guard let target = unsafe address(0), let source = unsafe other.address(0) else { return }
+        unsafe target.copyMemory(from: source, byteCount: other.count)
     }
 }

@@ -20,6 +20,7 @@ internal import Glibc
 /// brings its page to the disk before the next direct write to it begins.
 ///
 /// Synchronous: runs on the pool's threads.
+// SAFETY: `@unchecked Sendable`: all is constant but the lock, which is made for that and initialised once at an address of its own.
 @safe final class DirectAccess: @unchecked Sendable {
     private let direct: Int32
     private let buffered: Int32
@@ -28,7 +29,6 @@ internal import Glibc
     private let memoryAlignment: Int
     /// From here on, no whole block follows: direct writes would make the file longer.
     private let blocksEnd: UInt64
-    // `@unchecked Sendable`: a lock, initialised once at a fixed address.
     private let writers: UnsafeMutablePointer<pthread_rwlock_t>
 
     /// Most bytes of a bounce buffer.
@@ -40,6 +40,7 @@ internal import Glibc
         self.buffered = buffered
         var memory: UInt32 = 0
         var offset: UInt32 = 0
+        // SAFETY: the call writes the two integers and keeps neither address.
         let result = unsafe chostio_direct_alignment(direct, &memory, &offset)
         if result < 0 {
             // Kernels before 6.1 and some file systems do not tell. A page's size has always been enough.
@@ -60,6 +61,7 @@ internal import Glibc
     }
 
     deinit {
+        // SAFETY: initialised in `init`; nobody holds the lock, as whoever does also holds `self`.
         unsafe pthread_rwlock_destroy(writers)
         unsafe writers.deallocate()
         _ = chostio_close(direct)

@@ -77,6 +77,7 @@ extension HostFile {
 
     private func fileEnd() throws(HostError) -> UInt64 {
         var status = chostio_stat()
+        // SAFETY: the call fills the struct and does not keep its address.
         let result = unsafe chostio_stat(descriptor, &status)
         guard result >= 0 else { throw error(Int(result), "find holes") }
         return status.size

@@ -108,6 +108,7 @@ extension HostFile {
 
     private var zeroesByteLimit: UInt64 {
         var status = chostio_stat()
+        // SAFETY: the call fills the struct and does not keep its address.
         guard unsafe chostio_stat(descriptor, &status) >= 0 else { return 0 }
         return BlockQueue(major: status.node_major, minor: status.node_minor).zeroesByteLimit ?? 0
     }
@@ -130,8 +131,8 @@ extension HostFile {
         let size = Int(min(count, 1 << 20))
         let zeroes = UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 4096)
         defer { unsafe zeroes.deallocate() }
+        // SAFETY: allocated above, all of it made bytes of 0, and freed when all writes are over.
         unsafe zeroes.initializeMemory(as: UInt8.self, repeating: 0)
-        // SAFETY: freed when all writes are over.
         let memory = unsafe BorrowedMemory(zeroes)
         var done: UInt64 = 0
         while done < count {

@@ -76,6 +76,7 @@ public final class HostFile: Sendable {
         isReadOnly = options.isReadOnly
         io = ThreadedFileIO.shared
         var status = chostio_stat()
+        // SAFETY (here and below): the calls fill the variables that they are given and keep no address.
         var result = unsafe chostio_stat(descriptor, &status)
         kind = result < 0 ? .other : Kind(mode: status.mode)
         var size = status.size
@@ -140,6 +141,7 @@ public final class HostFile: Sendable {
     /// Bytes that the file takes up now.
     public func allocatedByteCount() throws(HostError) -> UInt64 {
         var status = chostio_stat()
+        // SAFETY: the call fills the struct and does not keep its address.
         let result = unsafe chostio_stat(descriptor, &status)
         guard result >= 0 else { throw HostError(Errno(rawValue: -result), "stat", path: path) }
         return status.allocated

@@ -13,12 +13,13 @@ internal import Glibc
 ///
 /// Threads are started when work waits and none is idle, up to the limit, and then stay; idle ones sleep. Work starts in the order it came.
 /// The queue needs no bound of its own: each item belongs to a request, and those are bounded for each client.
+// SAFETY: mutex and condition are initialised once, at addresses that never change, and outlive every user of them: `self` is never freed
+// while a thread runs. `@unchecked Sendable`: the variables are touched only while `mutex` is held.
 @safe final class ThreadedFileIO: FileIO, @unchecked Sendable {
     /// The pool of this process.
     static let shared = ThreadedFileIO(threadLimit: 16)
 
     private let threadLimit: Int
-    // `@unchecked Sendable`: everything below is touched only while `mutex` is held.
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>
     private let workArrived: UnsafeMutablePointer<pthread_cond_t>
     private var queue: [(@Sendable () -> Void)?] = []
@@ -30,7 +31,6 @@ internal import Glibc
     init(threadLimit: Int) {
         precondition(threadLimit > 0)
         self.threadLimit = threadLimit
-        // SAFETY: allocated and initialised once, at an address that never changes, and never freed.
         unsafe mutex = .allocate(capacity: 1)
         unsafe workArrived = .allocate(capacity: 1)
         unsafe pthread_mutex_init(mutex, nil)
@@ -50,7 +50,6 @@ internal import Glibc
     }
 
     func submit(_ work: @escaping @Sendable () -> Void) {
-        // SAFETY (here and below): the mutex and the condition live as long as `self`.
         unsafe pthread_mutex_lock(mutex)
         queue.append(work)
         let mustStart = queue.count - queueHead > idleCount && threadCount < threadLimit
@@ -65,10 +64,14 @@ internal import Glibc
 
     private func startThread() {
         let reference = unsafe Unmanaged.passRetained(self)
-        // SAFETY: the thread takes over the reference that was retained for it.
+        // SAFETY: the thread takes over the reference that was retained for it; the context is that reference, never null.
         let result = unsafe chostio_start_thread(
-            { unsafe Unmanaged<ThreadedFileIO>.fromOpaque($0!).takeRetainedValue().work() }, reference.toOpaque())
+            { context in
+                guard let context = unsafe context else { return }
+                unsafe Unmanaged<ThreadedFileIO>.fromOpaque(context).takeRetainedValue().work()
+            }, reference.toOpaque())
         guard result < 0 else { return }
+        // SAFETY: no thread took the reference over.
         unsafe reference.release()
         unsafe pthread_mutex_lock(mutex)
         threadCount -= 1

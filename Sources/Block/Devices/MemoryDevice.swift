@@ -115,7 +115,7 @@ extension MemoryDevice {
                     guard reservePage() else { return false }
                     pages[place.page] = Page(repeating: 0, count: Self.pageByteCount)
                 }
-                unsafe pages[place.page]!.withUnsafeMutableBytes { page in
+                unsafe pages[place.page]?.withUnsafeMutableBytes { page in
                     unsafe UnsafeMutableRawBufferPointer(rebasing: page[place.bytes]).copyMemory(from: source)
                 }
                 return true
@@ -156,8 +156,7 @@ extension MemoryDevice {
                 continue
             }
             shard(place.page).pages.withLock { pages in
-                guard pages[place.page] != nil else { return }
-                for index in place.bytes { pages[place.page]![index] = 0 }
+                pages[place.page]?.replaceSubrange(place.bytes, with: repeatElement(0, count: place.count))
             }
             rest = rest.dropFirst(UInt64(place.count))
         }
