@@ -23,7 +23,6 @@ let log: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
 let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
 let systemPackage: Target.Dependency = .product(name: "SystemPackage", package: "swift-system")
-let toml: Target.Dependency = .product(name: "TOMLKit", package: "TOMLKit")
 
 /// One room of the house. What it may import is exactly what is listed here (see ARCHITECTURE.md).
 func room(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
@@ -53,7 +52,6 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
-        .package(url: "https://github.com/LebJe/TOMLKit", from: "0.6.0"),
     ],
     targets: [
         // Ground
@@ -72,7 +70,7 @@ let package = Package(
         // Street
         room(
             "NBDTool",
-            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "Block", "HostIO", log, lifecycle, arguments, toml]),
+            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "Block", "HostIO", log, lifecycle, arguments]),
         .executableTarget(name: "nbd", dependencies: ["NBDTool"], swiftSettings: settings),
         // Examples, compiled and run by the tests
         .executableTarget(

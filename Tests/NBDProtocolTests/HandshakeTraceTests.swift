@@ -117,3 +117,49 @@ private final class Watch: Sendable {
         #expect(event.description == line)
     }
 }
+
+@Suite struct `Trace points` {
+    /// One event of each; the compiler sees to it that none is left out.
+    private func event(_ point: TraceEvent.Point) -> TraceEvent {
+        switch point {
+        case .negotiateBegin: .negotiateBegin
+        case .negotiateSuccess: .negotiateSuccess
+        case .negotiateOldStyle: .negotiateOldStyle(size: 1, flags: .hasFlags)
+        case .negotiateOptionsFlags: .negotiateOptionsFlags([])
+        case .negotiateOptionsCheckMagic: .negotiateOptionsCheckMagic(1)
+        case .negotiateOptionsCheckOption: .negotiateOptionsCheckOption(.go, byteCount: 1)
+        case .negotiateHandleExportName: .negotiateHandleExportName("e")
+        case .negotiateNewStyleSizeFlags: .negotiateNewStyleSizeFlags(size: 1, flags: .hasFlags)
+        case .negotiateHandleInfoRequests: .negotiateHandleInfoRequests([], export: "e")
+        case .negotiateSendInfo: .negotiateSendInfo(.export, byteCount: 1)
+        case .negotiateHandleInfoBlockSize: .negotiateHandleInfoBlockSize(BlockSizes(minimum: 1, preferred: 4096, maximumPayload: 1 << 25))
+        case .negotiateSendReply: .negotiateSendReply(.ack, to: .go, byteCount: 1)
+        case .negotiateSendReplyError: .negotiateSendReplyError("t")
+        case .negotiateSendReplyList: .negotiateSendReplyList(export: "e", description: "d")
+        case .negotiateMetaContext: .negotiateMetaContext(.go, export: "e", queryCount: 1)
+        case .negotiateMetaQuerySkip: .negotiateMetaQuerySkip(reason: "r")
+        case .negotiateMetaQueryReply: .negotiateMetaQueryReply(context: "c", id: 1)
+        case .receiveRequest: .receiveRequest(RequestHeader(command: .read, cookie: 1))
+        case .receivePayload: .receivePayload(cookie: 1, byteCount: 1)
+        case .alignCompliance: .alignCompliance(.read, offset: 1, length: 1, alignment: 1)
+        case .extendedPayloadCompliance: .extendedPayloadCompliance(offset: 1, length: 1)
+        case .blockStatusPayloadCompliance: .blockStatusPayloadCompliance(offset: 1, length: 1)
+        case .sendSimpleReply: .sendSimpleReply(cookie: 1, error: nil, byteCount: 1)
+        case .sendChunkDone: .sendChunkDone(cookie: 1)
+        case .sendChunkRead: .sendChunkRead(cookie: 1, offset: 1, byteCount: 1)
+        case .sendChunkReadHole: .sendChunkReadHole(cookie: 1, offset: 1, byteCount: 1)
+        case .sendChunkError: .sendChunkError(cookie: 1, error: .inputOutput, text: "t")
+        case .sendExtents: .sendExtents(cookie: 1, count: 1, context: 1, byteCount: 1, isLast: true)
+        case .attached: .attached(export: "e")
+        case .detached: .detached(export: "e")
+        case .handshakeTimeout: .handshakeTimeout
+        }
+    }
+
+    @Test(arguments: TraceEvent.Point.allCases)
+    func `are the names of the events that can happen`(point: TraceEvent.Point) {
+        #expect(event(point).point == point)
+        #expect(event(point).name == point.rawValue)
+        #expect(event(point).description.split(separator: " ").first.map(String.init) == point.rawValue)
+    }
+}

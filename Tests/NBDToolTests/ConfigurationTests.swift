@@ -119,7 +119,11 @@ import Testing
         ("[[exports]]\nname = \"a\"\nfile = \"a\"\nformat = \"qcow2\"", "format 'qcow2'"), ("default-export = \"z\"", "nothing to serve"),
         ("default-export = \"z\"\n[[exports]]\nname = \"a\"\nfile = \"a\"", "there is no export 'z'"),
         ("[[exports]]\nname = \"a\"\nfile = \"a\"\n[[listeners]]\nunix = \"s\"\noldstyle = \"z\"", "there is no export 'z'"),
-        ("exports = 3", "exports"), ("exports = [3]", "exports[0]"), ("a = ", "line 1"), ("[limits", "line 1"), ("", "nothing to serve"),
+        ("exports = 3", "exports"), ("exports = [3]", "exports[0]"),
+        ("a = ", "n.toml: line 1, column 5: expected a value"),
+        ("[limits]\nhandshake = 1979-05-27", "n.toml: line 2, column 13: dates and times"),
+        ("[[exports]]\nname = \"a\"\nfile = \"a\\u0000b\"", "n.toml: 'exports[0].file': contains the character U+0000"),
+        ("default-export = 1.5", "default-export"), ("", "nothing to serve"),
     ])
     func `is refused, and the message names the file or the key`(text: String, reason: String) {
         let message = refusal { try servePlan([], configuration: configuration(text)) }

@@ -140,6 +140,7 @@ private func qemuPlan(_ arguments: [String], activatedCount: Int = 0) throws -> 
     @Test func `knows help, versions and lists`() throws {
         #expect(try QEMUNBDInvocation(["-h", "--bogus=ignored"].dropLast()) == .help)
         #expect(try QEMUNBDInvocation(["-V"]) == .version)
+        #expect(try QEMUNBDInvocation(["-T", "help", "--bogus"].dropLast()) == .traceNames)
         #expect(try QEMUNBDInvocation(["-L"]) == .list(.tcp(host: "127.0.0.1", port: 10809)))
         #expect(try QEMUNBDInvocation(["-L", "-b", "h", "-p", "1", "-r"]) == .list(.tcp(host: "h", port: 1)))
         #expect(try QEMUNBDInvocation(["-L", "-k", "/s"]) == .list(.unix(path: "/s")))

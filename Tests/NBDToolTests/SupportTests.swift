@@ -1,3 +1,4 @@
+import NBDProtocol
 import Testing
 
 @testable import NBDTool
@@ -98,12 +99,51 @@ import Testing
         try plan.add("enable=*read*,file=/tmp/a,,b")
         #expect(plan.isOn)
         #expect(plan.file == "/tmp/a,b")
-        #expect(plan.contains("nbd_negotiate_begin"))
-        #expect(plan.contains("nbd_co_send_chunk_read"))
-        #expect(!plan.contains("nbd_trip"))
+        #expect(plan.points.isSuperset(of: [.negotiateBegin, .sendChunkRead]))
+        #expect(!plan.points.contains(.receiveRequest))
+        #expect(plan.warnings.isEmpty)
     }
 
-    @Test(arguments: ["", "enable=", "enable=*,file=", "enable=*,events=x", "*,bogus", "*,enable=x"])
+    @Test func `come from files, too, one a line, in their order`() throws {
+        var plan = TracePlan()
+        try plan.add("nbd_trip,events=a")
+        try plan.add("-*_begin,events=b")
+        try plan.load { path throws(ToolError) in
+            switch path {
+            case "a": Array("# comment\r\n\r\n  nbd_negotiate_* \r\n-*_info\nnbd_?\n".utf8)
+            case "b": Array("nbd_receive_request\n\u{1B}[x".utf8) + [0xFF]
+            default: throw .runtime("no \(path)")
+            }
+        }
+        #expect(plan.points.isSuperset(of: [.negotiateSuccess, .receiveRequest]))
+        #expect(plan.points.isDisjoint(with: [.negotiateBegin, .negotiateSendInfo, .sendChunkRead]))
+        #expect(
+            plan.warnings == [
+                "--trace: no trace event is called 'nbd_trip' (-T help lists them)",
+                "a:5: no trace event is called 'nbd_?' (-T help lists them)",
+                "b:2: no trace event is called '?[x\u{FFFD}' (-T help lists them)",
+            ])
+    }
+
+    @Test func `in a file that cannot be read are an error`() throws {
+        var plan = TracePlan()
+        try plan.add("events=/nonexistent/events")
+        #expect(plan.isOn)
+        #expect(throws: ToolError.runtime("cannot open '/nonexistent/events': No such file or directory")) {
+            try plan.load { path throws(ToolError) in try HostProcess.contents(of: path, limit: TracePlan.byteLimit) }
+        }
+    }
+
+    @Test func `can be looked up`() {
+        #expect(TracePlan.asksForNames("help"))
+        #expect(TracePlan.asksForNames("?"))
+        #expect(!TracePlan.asksForNames("help*"))
+        let names = TracePlan.names.split(separator: "\n")
+        #expect(names.contains("nbd_receive_request"))
+        #expect(names.count == TraceEvent.Point.allCases.count)
+    }
+
+    @Test(arguments: ["", "-", "enable=", "enable=*,file=", "*,events=", "*,bogus", "*,enable=x"])
     func `are refused when malformed`(text: String) {
         var plan = TracePlan()
         #expect(throws: ToolError.self) { try plan.add(text) }

@@ -36,68 +36,105 @@ public enum TraceEvent: Sendable {
     case detached(export: String)
     case handshakeTimeout
 
+    /// What can happen, without its values: the trace points that patterns are about.
+    public enum Point: String, CaseIterable, Sendable {
+        case negotiateBegin = "nbd_negotiate_begin"
+        case negotiateSuccess = "nbd_negotiate_success"
+        case negotiateOldStyle = "nbd_negotiate_old_style"
+        case negotiateOptionsFlags = "nbd_negotiate_options_flags"
+        case negotiateOptionsCheckMagic = "nbd_negotiate_options_check_magic"
+        case negotiateOptionsCheckOption = "nbd_negotiate_options_check_option"
+        case negotiateHandleExportName = "nbd_negotiate_handle_export_name_request"
+        case negotiateNewStyleSizeFlags = "nbd_negotiate_new_style_size_flags"
+        case negotiateHandleInfoRequests = "nbd_negotiate_handle_info_requests"
+        case negotiateSendInfo = "nbd_negotiate_send_info"
+        case negotiateHandleInfoBlockSize = "nbd_negotiate_handle_info_block_size"
+        case negotiateSendReply = "nbd_negotiate_send_rep_len"
+        case negotiateSendReplyError = "nbd_negotiate_send_rep_err"
+        case negotiateSendReplyList = "nbd_negotiate_send_rep_list"
+        case negotiateMetaContext = "nbd_negotiate_meta_context"
+        case negotiateMetaQuerySkip = "nbd_negotiate_meta_query_skip"
+        case negotiateMetaQueryReply = "nbd_negotiate_meta_query_reply"
+        case receiveRequest = "nbd_receive_request"
+        case receivePayload = "nbd_co_receive_request_payload_received"
+        case alignCompliance = "nbd_co_receive_align_compliance"
+        case extendedPayloadCompliance = "nbd_co_receive_ext_payload_compliance"
+        case blockStatusPayloadCompliance = "nbd_co_receive_block_status_payload_compliance"
+        case sendSimpleReply = "nbd_co_send_simple_reply"
+        case sendChunkDone = "nbd_co_send_chunk_done"
+        case sendChunkRead = "nbd_co_send_chunk_read"
+        case sendChunkReadHole = "nbd_co_send_chunk_read_hole"
+        case sendChunkError = "nbd_co_send_chunk_error"
+        case sendExtents = "nbd_co_send_extents"
+        case attached = "nbd_blk_aio_attached"
+        case detached = "nbd_blk_aio_detach"
+        case handshakeTimeout = "nbd_handshake_timer_cb"
+    }
+
+    public var point: Point { text.point }
+
     /// Name for patterns.
-    public var name: String { text.name }
+    public var name: String { point.rawValue }
 
     /// The event's values, as `key=value` words.
     public var detail: String { text.detail }
 
-    private var text: (name: String, detail: String) {
+    private var text: (point: Point, detail: String) {
         switch self {
-        case .negotiateBegin: ("nbd_negotiate_begin", "")
-        case .negotiateSuccess: ("nbd_negotiate_success", "")
-        case .negotiateOldStyle(let size, let flags): ("nbd_negotiate_old_style", "size=\(size) flags=\(hex(flags.rawValue))")
-        case .negotiateOptionsFlags(let flags): ("nbd_negotiate_options_flags", "flags=\(hex(flags.rawValue))")
-        case .negotiateOptionsCheckMagic(let magic): ("nbd_negotiate_options_check_magic", "magic=\(hex(magic))")
+        case .negotiateBegin: (.negotiateBegin, "")
+        case .negotiateSuccess: (.negotiateSuccess, "")
+        case .negotiateOldStyle(let size, let flags): (.negotiateOldStyle, "size=\(size) flags=\(hex(flags.rawValue))")
+        case .negotiateOptionsFlags(let flags): (.negotiateOptionsFlags, "flags=\(hex(flags.rawValue))")
+        case .negotiateOptionsCheckMagic(let magic): (.negotiateOptionsCheckMagic, "magic=\(hex(magic))")
         case .negotiateOptionsCheckOption(let option, let count):
-            ("nbd_negotiate_options_check_option", "option=\(option.rawValue) (\(option)) length=\(count)")
-        case .negotiateHandleExportName(let name): ("nbd_negotiate_handle_export_name_request", "name='\(name.sanitized())'")
+            (.negotiateOptionsCheckOption, "option=\(option.rawValue) (\(option)) length=\(count)")
+        case .negotiateHandleExportName(let name): (.negotiateHandleExportName, "name='\(name.sanitized())'")
         case .negotiateNewStyleSizeFlags(let size, let flags):
-            ("nbd_negotiate_new_style_size_flags", "size=\(size) flags=\(hex(flags.rawValue))")
+            (.negotiateNewStyleSizeFlags, "size=\(size) flags=\(hex(flags.rawValue))")
         case .negotiateHandleInfoRequests(let types, let export):
             (
-                "nbd_negotiate_handle_info_requests",
+                .negotiateHandleInfoRequests,
                 "export='\(export.sanitized())' count=\(types.count) requests=\(types.map(\.description).joined(separator: ","))"
             )
-        case .negotiateSendInfo(let type, let count): ("nbd_negotiate_send_info", "info=\(type.rawValue) (\(type)) length=\(count)")
+        case .negotiateSendInfo(let type, let count): (.negotiateSendInfo, "info=\(type.rawValue) (\(type)) length=\(count)")
         case .negotiateHandleInfoBlockSize(let sizes):
-            ("nbd_negotiate_handle_info_block_size", "minimum=\(sizes.minimum) preferred=\(sizes.preferred) maximum=\(sizes.maximumPayload)")
+            (.negotiateHandleInfoBlockSize, "minimum=\(sizes.minimum) preferred=\(sizes.preferred) maximum=\(sizes.maximumPayload)")
         case .negotiateSendReply(let type, let option, let count):
-            ("nbd_negotiate_send_rep_len", "option=\(option.rawValue) (\(option)) type=\(hex(type.rawValue)) (\(type)) length=\(count)")
-        case .negotiateSendReplyError(let text): ("nbd_negotiate_send_rep_err", "text='\(text)'")
+            (.negotiateSendReply, "option=\(option.rawValue) (\(option)) type=\(hex(type.rawValue)) (\(type)) length=\(count)")
+        case .negotiateSendReplyError(let text): (.negotiateSendReplyError, "text='\(text)'")
         case .negotiateSendReplyList(let export, let description):
-            ("nbd_negotiate_send_rep_list", "export='\(export.sanitized())' description='\(description.sanitized())'")
+            (.negotiateSendReplyList, "export='\(export.sanitized())' description='\(description.sanitized())'")
         case .negotiateMetaContext(let option, let export, let count):
-            ("nbd_negotiate_meta_context", "option=\(option) export='\(export.sanitized())' queries=\(count)")
-        case .negotiateMetaQuerySkip(let reason): ("nbd_negotiate_meta_query_skip", "reason='\(reason)'")
-        case .negotiateMetaQueryReply(let context, let id): ("nbd_negotiate_meta_query_reply", "context='\(context)' id=\(id)")
+            (.negotiateMetaContext, "option=\(option) export='\(export.sanitized())' queries=\(count)")
+        case .negotiateMetaQuerySkip(let reason): (.negotiateMetaQuerySkip, "reason='\(reason)'")
+        case .negotiateMetaQueryReply(let context, let id): (.negotiateMetaQueryReply, "context='\(context)' id=\(id)")
         case .receiveRequest(let header):
             (
-                "nbd_receive_request",
+                .receiveRequest,
                 "cookie=\(hex(header.cookie)) flags=\(hex(header.flags.rawValue)) type=\(header.command.rawValue) (\(header.command))"
                     + " offset=\(header.offset) length=\(header.length)"
             )
-        case .receivePayload(let cookie, let count): ("nbd_co_receive_request_payload_received", "cookie=\(hex(cookie)) length=\(count)")
+        case .receivePayload(let cookie, let count): (.receivePayload, "cookie=\(hex(cookie)) length=\(count)")
         case .alignCompliance(let command, let offset, let length, let alignment):
-            ("nbd_co_receive_align_compliance", "command=\(command) offset=\(offset) length=\(length) alignment=\(alignment)")
+            (.alignCompliance, "command=\(command) offset=\(offset) length=\(length) alignment=\(alignment)")
         case .extendedPayloadCompliance(let offset, let length):
-            ("nbd_co_receive_ext_payload_compliance", "offset=\(offset) length=\(length)")
+            (.extendedPayloadCompliance, "offset=\(offset) length=\(length)")
         case .blockStatusPayloadCompliance(let offset, let length):
-            ("nbd_co_receive_block_status_payload_compliance", "offset=\(offset) length=\(length)")
+            (.blockStatusPayloadCompliance, "offset=\(offset) length=\(length)")
         case .sendSimpleReply(let cookie, let error, let count):
-            ("nbd_co_send_simple_reply", "cookie=\(hex(cookie)) error=\(error?.description ?? "0") length=\(count)")
-        case .sendChunkDone(let cookie): ("nbd_co_send_chunk_done", "cookie=\(hex(cookie))")
+            (.sendSimpleReply, "cookie=\(hex(cookie)) error=\(error?.description ?? "0") length=\(count)")
+        case .sendChunkDone(let cookie): (.sendChunkDone, "cookie=\(hex(cookie))")
         case .sendChunkRead(let cookie, let offset, let count):
-            ("nbd_co_send_chunk_read", "cookie=\(hex(cookie)) offset=\(offset) length=\(count)")
+            (.sendChunkRead, "cookie=\(hex(cookie)) offset=\(offset) length=\(count)")
         case .sendChunkReadHole(let cookie, let offset, let count):
-            ("nbd_co_send_chunk_read_hole", "cookie=\(hex(cookie)) offset=\(offset) length=\(count)")
+            (.sendChunkReadHole, "cookie=\(hex(cookie)) offset=\(offset) length=\(count)")
         case .sendChunkError(let cookie, let error, let text):
-            ("nbd_co_send_chunk_error", "cookie=\(hex(cookie)) error=\(error) text='\(text)'")
+            (.sendChunkError, "cookie=\(hex(cookie)) error=\(error) text='\(text)'")
         case .sendExtents(let cookie, let count, let context, let bytes, let isLast):
-            ("nbd_co_send_extents", "cookie=\(hex(cookie)) extents=\(count) context=\(context) length=\(bytes) last=\(isLast)")
-        case .attached(let export): ("nbd_blk_aio_attached", "export='\(export.sanitized())'")
-        case .detached(let export): ("nbd_blk_aio_detach", "export='\(export.sanitized())'")
-        case .handshakeTimeout: ("nbd_handshake_timer_cb", "")
+            (.sendExtents, "cookie=\(hex(cookie)) extents=\(count) context=\(context) length=\(bytes) last=\(isLast)")
+        case .attached(let export): (.attached, "export='\(export.sanitized())'")
+        case .detached(let export): (.detached, "export='\(export.sanitized())'")
+        case .handshakeTimeout: (.handshakeTimeout, "")
         }
     }
 
@@ -107,7 +144,7 @@ public enum TraceEvent: Sendable {
 extension TraceEvent: CustomStringConvertible {
     public var description: String {
         let text = text
-        return text.detail.isEmpty ? text.name : "\(text.name) \(text.detail)"
+        return text.detail.isEmpty ? text.point.rawValue : "\(text.point.rawValue) \(text.detail)"
     }
 }
 

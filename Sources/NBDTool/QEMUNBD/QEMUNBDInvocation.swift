@@ -4,6 +4,8 @@ import NBDProtocol
 enum QEMUNBDInvocation: Equatable, Sendable {
     case help
     case version
+    /// `-T help`.
+    case traceNames
     /// `-L`: list the exports of another server.
     case list(NBDURI.Address)
     case serve(ServeOptions)
@@ -38,6 +40,9 @@ enum QEMUNBDInvocation: Equatable, Sendable {
                 return
             case .option("version", _):
                 self = .version
+                return
+            case .option("trace", let value?) where TracePlan.asksForNames(value):
+                self = .traceNames
                 return
             case .option("list", _):
                 isList = true

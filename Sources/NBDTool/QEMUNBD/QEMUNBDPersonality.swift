@@ -10,6 +10,7 @@ enum QEMUNBDPersonality {
             switch try QEMUNBDInvocation(arguments) {
             case .help: HostProcess.write(Array(help.utf8), to: 1)
             case .version: HostProcess.write(Array("\(program) \(Version.current) (swift-nbd)\n".utf8), to: 1)
+            case .traceNames: HostProcess.write(Array(TracePlan.names.utf8), to: 1)
             case .serve(let options): return await Serve.run(options)
             case .list(let address): HostProcess.write(Array(try await QEMUNBDList.text(of: address).utf8), to: 1)
             }
@@ -51,7 +52,7 @@ enum QEMUNBDPersonality {
 
         Other
           -L, --list                 list the exports of another server
-          -T, --trace=PATTERN        trace events: [enable=]GLOB[,file=PATH]
+          -T, --trace=PATTERN        trace events: [enable=]GLOB[,events=FILE][,file=PATH], or help
           -v, --verbose              log more; with --fork, keep standard error
               --fork                 go to the background when serving
               --pid-file=PATH        write the process id to a file when serving

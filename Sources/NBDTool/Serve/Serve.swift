@@ -39,8 +39,10 @@ enum Serve {
             return try Detachment.startChild()
         }
         let activation = try SocketActivation.adopt(alternativeID: detachment == nil ? nil : getppid())
-        let plan = try ServePlan(options, configuration: configuration, activatedCount: activation.descriptors.count)
+        var plan = try ServePlan(options, configuration: configuration, activatedCount: activation.descriptors.count)
+        try plan.trace.load { path throws(ToolError) in try HostProcess.contents(of: path, limit: TracePlan.byteLimit) }
         let logger = Logger(label: program) { _ in ToolLogHandler(program: program, isVerbose: plan.isVerbose) }
+        for warning in plan.trace.warnings { logger.warning("\(warning)") }
         let runner = ServeRunner(
             plan: plan, style: options.style, activation: activation, notifier: ServiceNotifier.adopt(), detachment: detachment,
             logger: logger)

@@ -145,11 +145,15 @@ struct ServeCommand: AsyncParsableCommand {
 
         @Option(
             name: [.customShort("T", allowingJoined: true), .long],
-            help: ArgumentHelp("Trace events: [enable=]GLOB[,file=PATH]. Repeatable.", valueName: "what"))
+            help: ArgumentHelp("Trace events: [enable=]GLOB[,events=FILE][,file=PATH], or help. Repeatable.", valueName: "what"))
         var trace: [String] = []
     }
 
     func run() async throws {
+        if life.trace.contains(where: TracePlan.asksForNames) {
+            HostProcess.write(Array(TracePlan.names.utf8), to: 1)
+            return
+        }
         try later.refuse()
         if image.nocache && image.cache != nil { throw ValidationError("-n and --cache can only be specified once") }
         if life.persistent && life.once { throw ValidationError("--persistent and --once are mutually exclusive") }

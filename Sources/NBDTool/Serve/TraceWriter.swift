@@ -16,13 +16,13 @@ import Glibc
 ///
 /// A line is written before the conversation goes on: tracing to a slow place slows all clients down.
 final class TraceWriter: Sendable {
-    private let plan: TracePlan
+    private let points: Set<TraceEvent.Point>
     private let descriptor: Int32
     private let isOwned: Bool
 
     /// - Throws: `.runtime` naming a file that cannot be written; lines are added at its end.
     init(_ plan: TracePlan) throws(ToolError) {
-        self.plan = plan
+        points = plan.points
         if let path = plan.file {
             descriptor = HostProcess.open(path, O_WRONLY | O_CREAT | O_APPEND, mode: 0o644)
             guard descriptor >= 0 else { throw .runtime("cannot open trace file '\(path.sanitized())': \(HostProcess.text(of: errno))") }
@@ -38,7 +38,7 @@ final class TraceWriter: Sendable {
     }
 
     func write(_ event: TraceEvent, _ connection: ConnectionIdentity) {
-        guard plan.contains(event.name) else { return }
+        guard points.contains(event.point) else { return }
         let line = Self.line(event, connection: connection.id, peer: connection.peer, time: Date().timeIntervalSince1970)
         HostProcess.write(Array((line + "\n").utf8), to: descriptor)
     }

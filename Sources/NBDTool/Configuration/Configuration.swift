@@ -1,6 +1,5 @@
 import FoundationEssentials
 import NBDProtocol
-import TOMLKit
 
 /// The contents of `--config`: TOML in a file named `….toml`, JSON in one named `….json`; the same keys in both.
 ///
@@ -69,7 +68,8 @@ struct Configuration: Equatable, Sendable {
         guard let text = String(validating: contents, as: UTF8.self) else { throw .usage("\(path): not UTF-8") }
         do {
             if path.hasSuffix(".toml") {
-                self = try TOMLDecoder().decode(Configuration.self, from: text)
+                let json = TOMLValue.table(try TOMLReader.read(text)).json
+                self = try JSONDecoder().decode(Configuration.self, from: Data(json.utf8))
             } else if path.hasSuffix(".json") {
                 self = try JSONDecoder().decode(Configuration.self, from: Data(contents))
             } else {
@@ -84,8 +84,8 @@ struct Configuration: Equatable, Sendable {
     private static func explain(_ error: any Error, _ path: String) -> ToolError {
         switch error {
         case let error as ToolError: return error
-        case let error as TOMLParseError:
-            return .usage("\(path): line \(error.source.begin.line), column \(error.source.begin.column): \(error.description)".singleLine)
+        case let error as TOMLError:
+            return .usage("\(path): line \(error.line), column \(error.column): \(error.reason)")
         case DecodingError.keyNotFound(let key, let context):
             return .usage("\(path): key '\((context.codingPath + [key]).dotted)' is missing")
         case DecodingError.typeMismatch(_, let context), DecodingError.valueNotFound(_, let context):

@@ -84,10 +84,16 @@ private struct StrictKeys {
     }
 
     func decode<T: Decodable>(_ name: String) throws -> T? {
-        try container.decodeIfPresent(T.self, forKey: Key(name))
+        try container.decodeIfPresent(T.self, forKey: Key(name)).map { try check($0, name) }
     }
 
     func require<T: Decodable>(_ name: String) throws -> T {
-        try container.decode(T.self, forKey: Key(name))
+        try check(container.decode(T.self, forKey: Key(name)), name)
+    }
+
+    /// The system would see a path that ends where its first NUL is; no command line can have one.
+    private func check<T>(_ value: T, _ name: String) throws -> T {
+        guard let text = value as? String, text.utf8.contains(0) else { return value }
+        throw DecodingError.dataCorruptedError(forKey: Key(name), in: container, debugDescription: "contains the character U+0000")
     }
 }
