@@ -24,9 +24,13 @@ struct Acceptor {
         count = NIOLoopBoundBox.makeBoxSendingValue(ConnectionCount(limit: connectionLimit), eventLoop: loop)
     }
 
-    func open(_ listener: Listener) async throws(ServerError) -> [any Channel] {
+    /// - Parameter freePort: what port 0 got on another address; it is tried first, so that a server has one port if possible.
+    func open(_ listener: Listener, preferringPort freePort: Int? = nil) async throws(ServerError) -> [any Channel] {
         do {
             switch listener.address {
+            case .tcp(let host, port: 0):
+                if let freePort, let channels = try? await openTCP(listener, host: host, port: freePort) { return channels }
+                return try await openTCP(listener, host: host, port: 0)
             case .tcp(let host, let port):
                 return try await openTCP(listener, host: host, port: port)
             case .unix(let path):

@@ -81,8 +81,10 @@ public final class NBDServer: Service, Sendable {
         guard isFirst else { throw ServerError(.alreadyStarted, "the server was started before") }
         do throws(ServerError) {
             let acceptor = Acceptor(server: self, loop: group.next(), group: group, connectionLimit: configuration.connectionLimit)
+            var freePort: Int?
             for listener in configuration.listeners {
-                let channels = try await acceptor.open(listener)
+                let channels = try await acceptor.open(listener, preferringPort: freePort)
+                if case .tcp(_, port: 0) = listener.address { freePort = freePort ?? channels.first?.localAddress?.port }
                 let names = listener.oldstyleExport.map { [$0] } ?? registry.all.map(\.description.name)
                 state.withLock { state in
                     state.listeners += channels

@@ -229,7 +229,6 @@ class TestRequests:
             link.go()
             assert link.call(wire.WRITE, 0, 32 * MIB, data=bytes(32 * MIB)) == 0
 
-    @pytest.mark.xfail(strict=True, reason="a small request waits behind large ones until stallLimit cuts those")
     def test_hoarders_of_memory_starve_nobody(self, serve, disk):
         # S-CO-06, S-CO-07
         server = serve(disk, extra=["--memory-limit=128M"], stderr=CUT_OFF)
@@ -291,7 +290,6 @@ class TestLimits:
         with Wire(server.uri) as link:
             assert link.go().read(0, 4) == (0, bytes(4))
 
-    @pytest.mark.xfail(strict=True, reason="accept is tried again at once: the listening channels lack NIO's AcceptBackoffHandler")
     def test_more_connections_than_descriptors(self, serve, disk):
         # EMFILE at accept must neither end the server nor make it spin
         import resource

@@ -129,6 +129,7 @@ private actor SlowDisk: BlockDevice {
     @Test func `listens on several addresses at once, and prints where`() async throws {
         try await withServer(nil, { $0.listeners += [Listener(.tcp(host: "127.0.0.1", port: 0)), Listener(.tcp(host: "::1", port: 0))] }) { server, _ in
             #expect(server.uris.count == 3)
+            #expect(Set(server.uris.dropFirst().compactMap { try? NBDURI(parsing: $0).port }).count == 1, "one free port for both")
             for uri in server.uris {
                 let client = try await NBDClient.connect(uri, options: NBDClient.Options())
                 #expect(try await client.read(at: 0, count: 4) == [0, 0, 0, 0])
@@ -416,4 +417,8 @@ private final class LineCounter: LogHandler, Sendable {
             #expect(server.connectionCount == 0)
         }
     }
+}
+
+extension NBDURI {
+    fileprivate var port: UInt16? { if case .tcp(_, let port) = address { port } else { nil } }
 }
