@@ -4,6 +4,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import time
 
 import nbd
 import pytest
@@ -18,8 +19,11 @@ def test_serve_actor(tmp_path):
     socket = tmp_path / "s"
     server = subprocess.Popen([EXAMPLE, socket], stdout=subprocess.PIPE, text=True)
     try:
-        uri = server.stdout.readline().strip()
-        assert uri == f"nbd+unix:///scratch?socket={socket}"
+        uri = f"nbd+unix:///scratch?socket={socket}"
+        for _ in range(200):
+            if socket.exists():
+                break
+            time.sleep(0.05)
         client = nbd.NBD()
         client.connect_uri(uri)
         assert client.get_size() == 1 << 20
@@ -30,6 +34,7 @@ def test_serve_actor(tmp_path):
         client.shutdown()
         server.send_signal(signal.SIGTERM)
         assert server.wait(10) == 0
+        assert server.stdout.read().strip() == uri
     finally:
         server.kill()
         server.wait()
