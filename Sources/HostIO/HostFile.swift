@@ -44,6 +44,7 @@ public final class HostFile: Sendable {
     let direct: DirectAccess?
     let io: any FileIO
     let state = State()
+    let flushTurns = FlushTurns()
 
     /// What is learnt while the file is used.
     struct State: ~Copyable {

@@ -54,7 +54,7 @@ struct ServedExport: Sendable {
         // libnbd throws all three sizes away unless the maximum is a multiple of the minimum (S-INFO-13).
         let maximum = min(sizes.maximum, payloadByteCountLimit) / sizes.minimum * sizes.minimum
         description = ExportDescription(
-            id: id, name: export.name, text: export.description, byteCount: info.byteCount, flags: flags,
+            id: id, name: export.name, text: export.description, byteCount: device.info.byteCount, flags: flags,
             blockSizes: BlockSizes(
                 minimum: sizes.minimum, preferred: sizes.preferred, maximumPayload: max(maximum, sizes.preferred)))
     }

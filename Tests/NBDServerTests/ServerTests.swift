@@ -37,6 +37,13 @@ private func withServer(
 
 private let quiet = Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() })
 
+/// A disk of chosen sizes.
+private final class SizedDisk: BlockDevice {
+    let info: DeviceInfo
+    init(byteCount: UInt64, blockSize: BlockSize) { info = DeviceInfo(byteCount: byteCount, blockSize: blockSize) }
+    func read(at offset: UInt64, into buffer: inout MutableRawSpan) async throws(BlockError) { buffer.fillWithZeroes() }
+}
+
 /// A disk whose reads wait until they are let go.
 private actor SlowDisk: BlockDevice {
     nonisolated let info = DeviceInfo(byteCount: 64 << 20, abilities: .allNative)
@@ -97,6 +104,16 @@ private actor SlowDisk: BlockDevice {
             }
             try await client.disconnect()
         }
+    }
+
+    // S-BLK-04, S-BLK-05, S-EXP-06: a size that is no whole number of blocks is not promised either
+    @Test(arguments: [(1, 4096, 64 << 20, 32 << 20), (512, 65536, 1 << 20, 1 << 20), (4096, 1 << 25, 1 << 26, 1 << 25)] as [(UInt32, UInt32, UInt32, UInt32)])
+    func `tells the block sizes of its devices`(minimum: UInt32, preferred: UInt32, maximum: UInt32, told: UInt32) throws {
+        let device = SizedDisk(byteCount: 1_000_001, blockSize: BlockSize(minimum: minimum, preferred: preferred, maximum: maximum))
+        let served = try ServedExport(Export(name: "disk", device: device), id: 1, allowsSeveralClients: true)
+        #expect(served.description.blockSizes == BlockSizes(minimum: minimum, preferred: preferred, maximumPayload: told))
+        #expect(served.description.byteCount == 1_000_001 / UInt64(minimum) * UInt64(minimum))
+        #expect(served.device.info.byteCount == served.description.byteCount)
     }
 
     // S-EXP-03, S-EXP-05, S-BUG-08, S-LIST-05, P-GEN-01
