@@ -29,7 +29,8 @@ struct ServedExport: Sendable {
     init(_ export: Export, id: UInt64, allowsSeveralClients: Bool) throws(ServerError) {
         for (what, text) in [("name", export.name), ("description", export.description)]
         where String(protocolBytes: Array(text.utf8)) == nil {
-            throw ServerError(.invalidExport, "export \(what) '\(text.sanitized())' is longer than \(stringByteCountLimit) bytes or contains NUL")
+            throw ServerError(
+                .invalidExport, "export \(what) '\(text.sanitized())' is longer than \(stringByteCountLimit) bytes or contains NUL")
         }
         let info = export.device.info
         guard info.byteCount <= UInt64(Int64.max) else {

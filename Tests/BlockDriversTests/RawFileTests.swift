@@ -132,7 +132,8 @@ import Glibc
         #expect(first.isLocked)
         let error = await openError { try await RawFile.open(path) }
         #expect(error?.reason == .locked)
-        #expect(error?.description == "Could not open '\(path)': Failed to get \"write\" lock. Is another process using the image [\(path)]?")
+        #expect(
+            error?.description == "Could not open '\(path)': Failed to get \"write\" lock. Is another process using the image [\(path)]?")
         let unlocked = try await RawFile.open(path, RawOptions(isLocked: false))
         #expect(!unlocked.isLocked)
         let reader = try await RawFile.open(path, RawOptions(isReadOnly: true))

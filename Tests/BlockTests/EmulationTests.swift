@@ -9,7 +9,9 @@ import Testing
         for round in UInt8(1)...5 {
             await withTaskGroup(of: Void.self) { group in
                 for index in 0..<100 {
-                    group.addTask { try? await device.write([UInt8](repeating: round &+ UInt8(index), count: 500), at: UInt64(index) * 500) }
+                    group.addTask {
+                        try? await device.write([UInt8](repeating: round &+ UInt8(index), count: 500), at: UInt64(index) * 500)
+                    }
                 }
             }
             for index in 0..<100 {

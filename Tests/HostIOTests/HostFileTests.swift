@@ -49,7 +49,9 @@ let parents = (["/tmp", "/dev/shm"] as [String]).filter { access($0, W_OK) == 0 
             await withTaskGroup(of: Void.self) { group in
                 // Odd lengths: nearly every write has a head and a tail in a neighbour's block.
                 for index in 0..<64 {
-                    group.addTask { try? await file.write([UInt8](repeating: UInt8(index + round), count: 3_001), at: UInt64(index * 3_001)) }
+                    group.addTask {
+                        try? await file.write([UInt8](repeating: UInt8(index + round), count: 3_001), at: UInt64(index * 3_001))
+                    }
                 }
                 for index in 0..<8 {
                     group.addTask { try? await file.write([UInt8](repeating: 0xAA, count: 4096), at: UInt64(48 * 4096 + index * 4096)) }
