@@ -20,6 +20,6 @@ let package = Package(
             swiftSettings: [
                 .swiftLanguageMode(.v6), .strictMemorySafety(), .enableExperimentalFeature("Lifetimes"),
                 .unsafeFlags(["-parse-as-library"]),
-            ])
+            ]),
     ]
 )

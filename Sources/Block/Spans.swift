@@ -28,7 +28,8 @@ extension RawSpan {
         while index + 4 <= words {
             let at = index * 8
             // SAFETY: at + 32 <= byteCount; integers have no invalid bit patterns.
-            let any = unsafe unsafeLoadUnaligned(fromUncheckedByteOffset: at, as: UInt64.self)
+            let any =
+                unsafe unsafeLoadUnaligned(fromUncheckedByteOffset: at, as: UInt64.self)
                 | unsafeLoadUnaligned(fromUncheckedByteOffset: at + 8, as: UInt64.self)
                 | unsafeLoadUnaligned(fromUncheckedByteOffset: at + 16, as: UInt64.self)
                 | unsafeLoadUnaligned(fromUncheckedByteOffset: at + 24, as: UInt64.self)

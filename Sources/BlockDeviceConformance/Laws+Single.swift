@@ -68,7 +68,9 @@ extension Laws {
             try law(areEqual(middle, expected), isZeroed ? "zeroed bytes are not zero (\(options))" : "a refused zeroing changed bytes")
             let head = try await read(0, unit)
             let tail = try await read(3 * unit, unit)
-            try law(areEqual(head, Array(data.prefix(Int(unit)))) && areEqual(tail, head), "zeroing changed bytes beside its range (\(options))")
+            try law(
+                areEqual(head, Array(data.prefix(Int(unit)))) && areEqual(tail, head), "zeroing changed bytes beside its range (\(options))"
+            )
         }
     }
 

@@ -78,7 +78,9 @@ final class Model {
 
     private func compare(_ range: ByteRange) async throws {
         let bytes = try await laws.read(range.start, range.count)
-        guard laws.keepsWrites, !areEqual(bytes, Array(expected[indices(range)])), let index = bytes.indices.first(where: { bytes[$0] != self[range.start + UInt64($0)] }) else { return }
+        guard laws.keepsWrites, !areEqual(bytes, Array(expected[indices(range)])),
+            let index = bytes.indices.first(where: { bytes[$0] != self[range.start + UInt64($0)] })
+        else { return }
         let offset = range.start + UInt64(index)
         try laws.law(false, "the byte at \(offset) is \(bytes[index]) instead of \(self[offset]), read in \(range)")
     }

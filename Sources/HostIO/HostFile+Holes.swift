@@ -50,7 +50,8 @@ extension HostFile {
             }
             // A hole at the same place: somebody punched it between the two calls. One byte of data is a safe answer that goes on.
             let hole = max((try seek(position, chostio_seek_hole)) ?? end, position + 1)
-            let stop = min(hole, end)
+            // A file system that cannot tell gives the same place again and again.
+            let stop = lacks(.seekData) ? end : min(hole, end)
             if let last = runs.last, !last.isHole {
                 runs[runs.count - 1].count += stop - position
             } else {

@@ -34,12 +34,7 @@ extension HostFile {
         let memory = BorrowedMemory(reading: bytes)
         if !durable, memory.count <= Self.attemptByteLimit, attemptWrite(at: offset, from: memory) { return }
         let dsync = durable && !lacks(.dsync)
-        let result: Int
-        if let direct {
-            result = await io.call { direct.write(from: memory, at: offset, dsync: dsync) }
-        } else {
-            result = await io.write(descriptor, from: memory, at: offset, dsync: dsync)
-        }
+        let result = await transfer(memory, offset, dsync: dsync)
         if dsync, isLack(of: .dsync, result) || result == -Int(Errno.invalidArgument.rawValue) {
             return try await write(at: offset, from: bytes, flushingAfterwards: true)
         }
@@ -49,13 +44,19 @@ extension HostFile {
             // usually about this write alone: then writing without the sync fails in the same way.
             let code = Errno(rawValue: CInt(-result))
             if code == .noSpace || code == .diskQuotaExceeded {
-                let again = await io.write(descriptor, from: memory, at: offset, dsync: false)
+                let again = await transfer(memory, offset, dsync: false)
                 if again != result { rememberLoss(result) }
             } else if code == .ioError {
                 rememberLoss(result)
             }
         }
         guard result >= 0 else { throw error(result, "write") }
+    }
+
+    /// In direct mode never through the page cache alone: see `DirectAccess`.
+    private func transfer(_ memory: BorrowedMemory, _ offset: UInt64, dsync: Bool) async -> Int {
+        guard let direct else { return await io.write(descriptor, from: memory, at: offset, dsync: dsync) }
+        return await io.call { direct.write(from: memory, at: offset, dsync: dsync) }
     }
 
     private func write(at offset: UInt64, from bytes: RawSpan, flushingAfterwards: Bool) async throws(HostError) {
@@ -67,10 +68,14 @@ extension HostFile {
     public func flush() async throws(HostError) {
         try checkNothingLost("flush")
         // One call covers both descriptors of direct mode: the kernel keeps dirty pages and the disk's cache by file, not by opening.
-        let result = await io.datasync(descriptor)
-        guard result < 0 else { return }
-        rememberLoss(result)
-        throw error(result, "flush")
+        let result = await flushTurns.run {
+            let result = await io.datasync(descriptor)
+            // Before the next run begins: the kernel tells only one of the two, and both flushes' data may be lost.
+            if result < 0 { rememberLoss(result) }
+            return result
+        }
+        guard result >= 0 else { throw error(result, "flush") }
+        try checkNothingLost("flush")
     }
 
     /// Fills `buffer` and returns true if that needs no waiting; otherwise returns false, with undefined bytes in `buffer`.

@@ -44,6 +44,7 @@ public final class HostFile: Sendable {
     let direct: DirectAccess?
     let io: any FileIO
     let state = State()
+    let flushTurns = FlushTurns()
 
     /// What is learnt while the file is used.
     struct State: ~Copyable {
@@ -74,7 +75,7 @@ public final class HostFile: Sendable {
         descriptor = try Self.openDescriptor(path, isReadOnly: options.isReadOnly, isDirect: false)
         self.path = path
         isReadOnly = options.isReadOnly
-        io = ThreadedFileIO.shared
+        io = ThreadedFileIO()
         var status = chostio_stat()
         // SAFETY (here and below): the calls fill the variables that they are given and keep no address.
         var result = unsafe chostio_stat(descriptor, &status)

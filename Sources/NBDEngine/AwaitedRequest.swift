@@ -105,16 +105,18 @@ public struct AwaitedRequest: Sendable {
         for extent in try await readPlan(range) {
             let isLast = extent.range.end == range.end
             guard !extent.isHole else {
-                replies.append(encoder.reply { encoder.hole(position: extent.range.start, count: extent.range.count, isLast: isLast, into: &$0) })
+                replies.append(
+                    encoder.reply { encoder.hole(position: extent.range.start, count: extent.range.count, isLast: isLast, into: &$0) })
                 continue
             }
             do throws(BlockError) {
                 replies.append(try await data(extent.range, isLast: isLast, encoder))
             } catch {
                 // What was read so far is good; say where it ended (S-CMD-08, P-CMD-READ-4).
-                replies.append(encoder.reply {
-                    encoder.failure(nbdError(error), error.detail, failedAt: extent.range.start, into: &$0)
-                })
+                replies.append(
+                    encoder.reply {
+                        encoder.failure(nbdError(error), error.detail, failedAt: extent.range.start, into: &$0)
+                    })
                 return
             }
         }

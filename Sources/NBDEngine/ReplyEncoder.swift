@@ -116,7 +116,8 @@ struct ReplyEncoder {
     }
 
     private func chunk(_ type: ChunkType, flags: ChunkFlags, byteCount: Int, into output: inout OutputRawSpan) {
-        ChunkHeader(type, flags: flags, cookie: cookie, requestOffset: offset, byteCount: UInt64(byteCount)).encode(into: &output, mode: mode)
+        ChunkHeader(type, flags: flags, cookie: cookie, requestOffset: offset, byteCount: UInt64(byteCount)).encode(
+            into: &output, mode: mode)
     }
 }
 

@@ -32,7 +32,10 @@ struct ReplyQueue {
     mutating func append(_ reply: ByteBuffer) {
         let count = reply.readableBytes
         guard count > Self.copyLimit else {
-            _ = append(room: count) { $0.writeImmutableBuffer(reply); return true }
+            _ = append(room: count) {
+                $0.writeImmutableBuffer(reply)
+                return true
+            }
             return
         }
         if tail.readableBytes > 0 { full.append(tail) }

@@ -29,7 +29,8 @@ struct ServedExport: Sendable {
     init(_ export: Export, id: UInt64, allowsSeveralClients: Bool) throws(ServerError) {
         for (what, text) in [("name", export.name), ("description", export.description)]
         where String(protocolBytes: Array(text.utf8)) == nil {
-            throw ServerError(.invalidExport, "export \(what) '\(text.sanitized())' is longer than \(stringByteCountLimit) bytes or contains NUL")
+            throw ServerError(
+                .invalidExport, "export \(what) '\(text.sanitized())' is longer than \(stringByteCountLimit) bytes or contains NUL")
         }
         let info = export.device.info
         guard info.byteCount <= UInt64(Int64.max) else {
@@ -54,7 +55,7 @@ struct ServedExport: Sendable {
         // libnbd throws all three sizes away unless the maximum is a multiple of the minimum (S-INFO-13).
         let maximum = min(sizes.maximum, payloadByteCountLimit) / sizes.minimum * sizes.minimum
         description = ExportDescription(
-            id: id, name: export.name, text: export.description, byteCount: info.byteCount, flags: flags,
+            id: id, name: export.name, text: export.description, byteCount: device.info.byteCount, flags: flags,
             blockSizes: BlockSizes(
                 minimum: sizes.minimum, preferred: sizes.preferred, maximumPayload: max(maximum, sizes.preferred)))
     }

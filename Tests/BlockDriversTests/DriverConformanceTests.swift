@@ -57,7 +57,9 @@ private let parents = ["/tmp", "/dev/shm"]
         try await checkConformance(steps: 200) { Faults(MemoryDevice(byteCount: 300_001)) }
     }
 
-    @Test(.enabled(if: LoopDevice.isAvailable, "needs root and losetup"), arguments: [512, 4096], [RawOptions.Cache.writeback, .none, .directsync])
+    @Test(
+        .enabled(if: LoopDevice.isAvailable, "needs root and losetup"), arguments: [512, 4096],
+        [RawOptions.Cache.writeback, .none, .directsync])
     func `a loop device`(sector: Int, cache: RawOptions.Cache) async throws {
         let scratch = Scratch(in: "/dev/shm")
         let loop = try #require(LoopDevice(over: scratch.file(byteCount: 4 << 20), sector: sector))

@@ -66,6 +66,15 @@ import Testing
         #expect(duration >= .milliseconds(50))
     }
 
+    // S-BLK-09, S-CMD-17
+    @Test func `in a discard are a failure, but for one that is not supported`() async throws {
+        for (kind, expected) in [(.unsupported, nil), (.inputOutput, .inputOutput)] as [(BlockError.Kind, BlockError.Kind?)] {
+            let faults = Faults(MemoryDevice(byteCount: 1 << 20), [Faults.Rule([.discard], error: BlockError(kind, "chosen"))])
+            #expect(await blockError { try await Emulation(faults).discard(range(0, 1 << 20)) }?.kind == expected)
+            #expect(faults.requestCount(.discard) == 1)
+        }
+    }
+
     // S-CMD-18
     @Test func `in the flush after an emulated durable write are the write's`() async throws {
         let faults = Faults(Lazy(byteCount: 4096), [.init([.flush], error: BlockError(.inputOutput, "lost"))])

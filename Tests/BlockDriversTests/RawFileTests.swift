@@ -38,7 +38,7 @@ import Glibc
         #expect(unmap?.detail.contains("discard=unmap") == true)
     }
 
-    // S-CMD-19
+    // S-CMD-19, S-BLK-09
     @Test func `leaves space alone when discards are ignored`() async throws {
         let scratch = Scratch()
         let device = try await RawFile.open(scratch.file(byteCount: 1 << 20), RawOptions(discard: .ignore))
@@ -102,6 +102,17 @@ import Glibc
         }
     }
 
+    // S-BLK-10: the flush of a file that is no longer there fails, unless it was none to begin with
+    @Test(arguments: RawOptions.Cache.allCases, [false, true])
+    func `flushes, but not when cache=unsafe or nothing can have been written`(cache: RawOptions.Cache, isReadOnly: Bool) async throws {
+        let scratch = Scratch()
+        let device = try await RawFile.open(scratch.file(byteCount: 4096), RawOptions(isReadOnly: isReadOnly, cache: cache))
+        try await device.flush()
+        await device.close()
+        let isSkipped = cache == .unsafe || isReadOnly
+        #expect(await blockError { try await device.flush() }?.kind == (isSkipped ? nil : .inputOutput))
+    }
+
     // S-REP-12, P-ERR-09
     @Test func `tells clients what failed without the names of this host's files`() async throws {
         let scratch = Scratch()
@@ -121,7 +132,8 @@ import Glibc
         #expect(first.isLocked)
         let error = await openError { try await RawFile.open(path) }
         #expect(error?.reason == .locked)
-        #expect(error?.description == "Could not open '\(path)': Failed to get \"write\" lock. Is another process using the image [\(path)]?")
+        #expect(
+            error?.description == "Could not open '\(path)': Failed to get \"write\" lock. Is another process using the image [\(path)]?")
         let unlocked = try await RawFile.open(path, RawOptions(isLocked: false))
         #expect(!unlocked.isLocked)
         let reader = try await RawFile.open(path, RawOptions(isReadOnly: true))

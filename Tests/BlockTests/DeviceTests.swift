@@ -58,7 +58,9 @@ import Testing
     }
 
     // S-REQ-13
-    @Test(arguments: [(0, 10, true), (10, 0, true), (10, 1, false), (11, 0, false), (.max, 2, false), (0, .max, false)] as [(UInt64, UInt64, Bool)])
+    @Test(
+        arguments: [(0, 10, true), (10, 0, true), (10, 1, false), (11, 0, false), (.max, 2, false), (0, .max, false)]
+            as [(UInt64, UInt64, Bool)])
     func `lies in a device or does not`(start: UInt64, count: UInt64, isInside: Bool) {
         #expect((ByteRange(start: start, count: count, within: 10) != nil) == isInside)
     }

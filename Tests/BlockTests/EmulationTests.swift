@@ -9,7 +9,9 @@ import Testing
         for round in UInt8(1)...5 {
             await withTaskGroup(of: Void.self) { group in
                 for index in 0..<100 {
-                    group.addTask { try? await device.write([UInt8](repeating: round &+ UInt8(index), count: 500), at: UInt64(index) * 500) }
+                    group.addTask {
+                        try? await device.write([UInt8](repeating: round &+ UInt8(index), count: 500), at: UInt64(index) * 500)
+                    }
                 }
             }
             for index in 0..<100 {
@@ -50,7 +52,7 @@ import Testing
         try await Emulation(capable).writeZeroes(range(3, 6000), .fast)
     }
 
-    // S-CMD-14
+    // S-CMD-14, S-BLK-04
     @Test func `writes zeroes in bounded pieces`() async throws {
         let blocky = BlockyDevice(byteCount: 4 << 20, minimum: 512, maximum: 64 << 10)
         try await Emulation(blocky).write([UInt8](repeating: 7, count: 3 << 20), at: 100)
@@ -59,7 +61,7 @@ import Testing
         #expect(try await Emulation(blocky).bytes(at: 0, 4 << 20) == [UInt8](repeating: 0, count: 4 << 20))
     }
 
-    // S-REQ-11
+    // S-REQ-11, S-BLK-24
     @Test func `finds out first that a device is read-only`() async throws {
         let device = Emulation(MemoryDevice(byteCount: 10, isReadOnly: true))
         #expect(await blockError { try await device.write([1], at: 100) } == .readOnly)
@@ -75,6 +77,22 @@ import Testing
         #expect(await blockError { try await device.bytes(at: 512, 1) } == .outOfRange)
     }
 
+    // S-BLK-24, S-BLK-06
+    @Test(arguments: [100, 1 << 63, .max] as [UInt64])
+    func `refuses what lies outside, however far`(offset: UInt64) async throws {
+        let memory = MemoryDevice(byteCount: 100)
+        let device = Emulation(memory)
+        #expect(await blockError { try await device.bytes(at: offset, 1) } == .outOfRange)
+        #expect(await blockError { try await device.write([1], at: offset) } == .outOfRange)
+        if let range = ByteRange(start: offset, count: 1) {
+            #expect(await blockError { try await device.writeZeroes(range, []) } == .outOfRange)
+            #expect(await blockError { try await device.discard(range) } == .outOfRange)
+            #expect(await blockError { try await device.prefetch(range) } == .outOfRange)
+        }
+        #expect(memory.allocatedByteCount == 0)
+    }
+
+    // S-BLK-09
     @Test func `discards only blocks that lie in the range whole`() async throws {
         let blocky = BlockyDevice(byteCount: 256 << 10, minimum: 65536, maximum: 64 << 10)
         let device = Emulation(blocky)

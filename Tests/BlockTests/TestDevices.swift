@@ -8,7 +8,9 @@ final class BlockyDevice: BlockDevice {
     let flushCount = Atomic<Int>(0)
     let writeCount = Atomic<Int>(0)
 
-    init(byteCount: UInt64, minimum: UInt32, maximum: UInt32 = 64 << 10, abilities: Abilities = Abilities(flush: .native, discard: .native)) {
+    init(
+        byteCount: UInt64, minimum: UInt32, maximum: UInt32 = 64 << 10, abilities: Abilities = Abilities(flush: .native, discard: .native)
+    ) {
         memory = MemoryDevice(byteCount: byteCount)
         info = DeviceInfo(
             byteCount: byteCount, blockSize: BlockSize(minimum: minimum, preferred: max(4096, minimum), maximum: maximum),
@@ -50,7 +52,8 @@ final class BlockyDevice: BlockDevice {
     }
 
     private func check(_ offset: UInt64, _ count: UInt64, isTransfer: Bool) throws(BlockError) {
-        guard let range = ByteRange(start: offset, count: count, within: info.byteCount), range.isAligned(to: UInt64(info.blockSize.minimum)),
+        guard let range = ByteRange(start: offset, count: count, within: info.byteCount),
+            range.isAligned(to: UInt64(info.blockSize.minimum)),
             !isTransfer || count <= UInt64(info.blockSize.maximum)
         else { throw BlockError(.invalid, "\(count) bytes at \(offset) break the rules of this device") }
     }

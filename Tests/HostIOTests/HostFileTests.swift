@@ -49,7 +49,9 @@ let parents = (["/tmp", "/dev/shm"] as [String]).filter { access($0, W_OK) == 0 
             await withTaskGroup(of: Void.self) { group in
                 // Odd lengths: nearly every write has a head and a tail in a neighbour's block.
                 for index in 0..<64 {
-                    group.addTask { try? await file.write([UInt8](repeating: UInt8(index + round), count: 3_001), at: UInt64(index * 3_001)) }
+                    group.addTask {
+                        try? await file.write([UInt8](repeating: UInt8(index + round), count: 3_001), at: UInt64(index * 3_001))
+                    }
                 }
                 for index in 0..<8 {
                     group.addTask { try? await file.write([UInt8](repeating: 0xAA, count: 4096), at: UInt64(48 * 4096 + index * 4096)) }
@@ -90,12 +92,14 @@ let parents = (["/tmp", "/dev/shm"] as [String]).filter { access($0, W_OK) == 0 
         #expect(try await HostFile.open(path).byteCount == UInt64(size))
     }
 
+    // S-BLK-01, S-BLK-06
     @Test(arguments: parents, [false, true])
     func `fails, and gives no zeroes, when its file has become shorter`(parent: String, isDirect: Bool) async throws {
         let scratch = Scratch(in: parent)
         let path = scratch.file(contents: pattern(100_000))
         let file = try await HostFile.open(path, .init(isDirect: isDirect))
         #expect(truncate(path, 50_000) == 0)
+        #expect(file.byteCount == 100_000, "the size is that of the opening")
         #expect(try await file.bytes(at: 0, 50_000) == Array(pattern(100_000).prefix(50_000)))
         for (offset, count) in [(49_999, 2), (50_000, 1), (99_999, 1), (0, 100_000)] as [(UInt64, Int)] {
             let error = try #require(await hostError { try await file.bytes(at: offset, count) })

@@ -82,6 +82,26 @@ import Glibc
         #expect(runs == [.init(count: 65536, isHole: true), .init(count: (1 << 20) - 65536, isHole: false)])
     }
 
+    // A file of /proc has no SEEK_HOLE; asking byte by byte would take days.
+    @Test(.enabled(if: access("/proc/self/maps", R_OK) == 0, "needs /proc"), .timeLimit(.minutes(1)))
+    func `is all data where holes cannot be told`() async throws {
+        let file = try await HostFile.open("/proc/self/maps", .init(isReadOnly: true))
+        #expect(file.kind == .regular)
+        for _ in 0..<2 {
+            #expect(try await file.runs(at: 7, count: 1 << 40, limit: 16) == [.init(count: 1 << 40, isHole: false)])
+        }
+    }
+
+    // S-BLK-11
+    @Test(arguments: parents, [false, true])
+    func `is not taken by prefetching`(parent: String, isDirect: Bool) async throws {
+        let scratch = Scratch(in: parent)
+        let file = try await HostFile.open(scratch.file(byteCount: Self.size), .init(isDirect: isDirect))
+        try await file.prefetch(at: 0, count: UInt64(Self.size))
+        #expect(try file.allocatedByteCount() == 0)
+        #expect(try await file.bytes(at: 0, Self.size) == [UInt8](repeating: 0, count: Self.size))
+    }
+
     // S-ERR-05
     @Test(.enabled(if: SmallFileSystem.isAvailable, "needs root and mount"), arguments: [false, true])
     func `runs out with ENOSPC, and what is there stays usable`(durable: Bool) async throws {

@@ -221,7 +221,8 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
 @Suite struct `Errors of a device on the wire` {
     // S-ERR-01…06, S-ERR-08…10, P-ERR-01, P-ERR-05, P-ERR-07, P-ERR-08, P-ERR-09, S-BLK-20
     @Test(arguments: [
-        (BlockError.Kind.inputOutput, Command.write, NBDError.inputOutput), (.noSpace, .write, .noSpace), (.readOnly, .write, .notPermitted),
+        (BlockError.Kind.inputOutput, Command.write, NBDError.inputOutput), (.noSpace, .write, .noSpace),
+        (.readOnly, .write, .notPermitted),
         (.outOfRange, .write, .noSpace), (.outOfRange, .read, .invalid), (.invalid, .write, .invalid), (.unsupported, .write, .invalid),
         (.tooLarge, .read, .overflow), (.tooLarge, .write, .invalid), (.noMemory, .read, .noMemory), (.shuttingDown, .read, .shutdown),
     ])
@@ -307,13 +308,15 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
     }
 
     // P-EXT-14, P-EXT-15, P-EXT-16, P-EXT-17, S-NEW-05
-    @Test(arguments: [
-        (bigEndian(UInt64(4096)) + bigEndian(UInt32(9)), nil), (bigEndian(UInt64(4096)), NBDError.invalid),
-        (bigEndian(UInt64(4096)) + bigEndian(UInt32(5)), .invalid), (bigEndian(UInt64(4096)) + bigEndian(UInt32(9)) + bigEndian(UInt32(9)), .invalid),
-        (bigEndian(UInt64(4096)) + [0, 0, 9], .invalid), (bigEndian(UInt64(2 << 20)) + bigEndian(UInt32(9)), .invalid),
-        (bigEndian(UInt64(0)) + bigEndian(UInt32(9)), .invalid), ([1, 2, 3], .invalid),
-        (bigEndian(UInt64(4096)) + [UInt8](repeating: 0, count: 40), .invalid),
-    ] as [([UInt8], NBDError?)])
+    @Test(
+        arguments: [
+            (bigEndian(UInt64(4096)) + bigEndian(UInt32(9)), nil), (bigEndian(UInt64(4096)), NBDError.invalid),
+            (bigEndian(UInt64(4096)) + bigEndian(UInt32(5)), .invalid),
+            (bigEndian(UInt64(4096)) + bigEndian(UInt32(9)) + bigEndian(UInt32(9)), .invalid),
+            (bigEndian(UInt64(4096)) + [0, 0, 9], .invalid), (bigEndian(UInt64(2 << 20)) + bigEndian(UInt32(9)), .invalid),
+            (bigEndian(UInt64(0)) + bigEndian(UInt32(9)), .invalid), ([1, 2, 3], .invalid),
+            (bigEndian(UInt64(4096)) + [UInt8](repeating: 0, count: 40), .invalid),
+        ] as [([UInt8], NBDError?)])
     func `with a payload reports the contexts it names`(payload: [UInt8], error: NBDError?) async {
         let harness = EngineHarness(.extended, contexts: [.baseAllocation, MetaContext(id: 9, name: "x-test:same")])
         let replies = await harness.ask(.blockStatus, 0, UInt64(payload.count), .payloadLength, payload: payload)

@@ -23,7 +23,8 @@ final class EngineHarness {
 
     init(
         _ mode: ReplyMode = .simple, device: ScriptedDevice = ScriptedDevice(), flags: TransmissionFlags? = nil,
-        contexts: [MetaContext] = [.baseAllocation], limits: TransmissionLimits = TransmissionLimits(), minimumBlock: UInt32 = 1, maximumPayload: UInt32 = 32 << 20,
+        contexts: [MetaContext] = [.baseAllocation], limits: TransmissionLimits = TransmissionLimits(), minimumBlock: UInt32 = 1,
+        maximumPayload: UInt32 = 32 << 20,
         budget: MemoryBudget = MemoryBudget(byteCountLimit: 1 << 30), traces: Bool = false
     ) {
         self.device = device
@@ -34,7 +35,7 @@ final class EngineHarness {
         if mode != .simple { allFlags.insert(.df) }
         if mode == .extended { allFlags.insert(.blockStatusPayload) }
         let export = ExportDescription(
-            id: 1, name: "disk", byteCount: device.info.byteCount, flags: flags ?? allFlags, 
+            id: 1, name: "disk", byteCount: device.info.byteCount, flags: flags ?? allFlags,
             blockSizes: BlockSizes(minimum: minimumBlock, maximumPayload: maximumPayload))
         let log = TraceLog()
         let wakes = WakeCounter()

@@ -50,7 +50,8 @@ import Testing
         #expect(harness.work.count == 3)
         for index in [2, 0, 1] { harness.transmission.complete(await harness.work[index].run()) }
         harness.collect()
-        let replies = WireReply.parse(harness.output, mode: .simple, readLengths: Dictionary(uniqueKeysWithValues: headers.map { ($0.cookie, 16) }))
+        let replies = WireReply.parse(
+            harness.output, mode: .simple, readLengths: Dictionary(uniqueKeysWithValues: headers.map { ($0.cookie, 16) }))
         #expect(replies.map(\.cookie) == [2, 0, 1].map { headers[$0].cookie })
     }
 
@@ -228,7 +229,8 @@ import Testing
         harness.transmission.abandon()
         #expect(
             harness.events.names == [
-                "nbd_blk_aio_attached", "nbd_receive_request", "nbd_co_send_chunk_read", "nbd_co_send_chunk_read_hole", "nbd_co_send_chunk_read",
+                "nbd_blk_aio_attached", "nbd_receive_request", "nbd_co_send_chunk_read", "nbd_co_send_chunk_read_hole",
+                "nbd_co_send_chunk_read",
                 "nbd_receive_request", "nbd_co_receive_request_payload_received", "nbd_co_send_simple_reply", "nbd_receive_request",
                 "nbd_co_send_extents", "nbd_receive_request", "nbd_co_send_chunk_error", "nbd_receive_request", "nbd_co_send_chunk_done",
                 "nbd_blk_aio_detach",

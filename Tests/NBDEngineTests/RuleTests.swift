@@ -37,8 +37,12 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
     }
 
     // S-REQ-07, S-REQ-10, S-REQ-12, S-BUG-02, P-ERR-02, P-ERR-03, P-REQ-06, P-SIZE-10
-    @Test(arguments: modes, [(1 << 20, 1), ((1 << 20) - 1, 2), (UInt64.max, 1), (UInt64.max - 1, 512), ((1 << 20) + 1, 0)] as [(UInt64, UInt64)])
-    func `a range beyond the end is ENOSPC for writes and EINVAL for the rest`(mode: ReplyMode, range: (start: UInt64, count: UInt64)) async {
+    @Test(
+        arguments: modes,
+        [(1 << 20, 1), ((1 << 20) - 1, 2), (UInt64.max, 1), (UInt64.max - 1, 512), ((1 << 20) + 1, 0)] as [(UInt64, UInt64)])
+    func `a range beyond the end is ENOSPC for writes and EINVAL for the rest`(
+        mode: ReplyMode, range: (start: UInt64, count: UInt64)
+    ) async {
         let harness = EngineHarness(mode)
         let data = [UInt8](repeating: 1, count: Int(range.count))
         #expect(await refusal(harness, .write, range.start, payload: data) == .noSpace)
@@ -143,7 +147,8 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
     @Test(arguments: modes)
     func `DISC ends cleanly whatever its fields say`(mode: ReplyMode) {
         let harness = EngineHarness(mode)
-        harness.feed(harness.bytes(RequestHeader(flags: [.fua, .df, .reqOne], command: .disconnect, cookie: 1, offset: .max, length: 0xFFFF_FFFF)))
+        harness.feed(
+            harness.bytes(RequestHeader(flags: [.fua, .df, .reqOne], command: .disconnect, cookie: 1, offset: .max, length: 0xFFFF_FFFF)))
         #expect(harness.transmission.isFinished)
         #expect(harness.transmission.violation == nil)
         #expect(harness.output.isEmpty)

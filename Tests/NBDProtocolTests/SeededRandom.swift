@@ -1,7 +1,7 @@
 #if canImport(Glibc)
-    import Glibc
+import Glibc
 #else
-    import Darwin
+import Darwin
 #endif
 
 /// SplitMix64. `SEED=` in the environment repeats a run; tests print `seed` when they fail.

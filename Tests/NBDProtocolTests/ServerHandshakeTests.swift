@@ -300,21 +300,22 @@ private typealias Harness = HandshakeHarness
     }
 
     // S-INFO-02, S-INFO-03, S-INFO-04, S-INFO-05, S-CVE-04, S-CVE-16, P-INFO-02, S-OPT-04, P-OPT-16
-    @Test(arguments: [
-        [],
-        bigEndian(UInt32(0)),
-        bigEndian(UInt32(0)) + [0],
-        bigEndian(UInt32(4097)),
-        bigEndian(UInt32(257)) + [UInt8](repeating: 0x61, count: 100),
-        bigEndian(UInt32.max) + [0, 0],
-        counted("disk"),
-        counted("di\0k") + [0, 0],
-        bigEndian(UInt32(1)) + [0xFF, 0, 0],
-        counted("disk") + [0, 1],
-        counted("disk") + [0, 0, 9],
-        counted("disk") + [0, 1, 0, 3, 0],
-        counted("disk") + [0xFF, 0xFF, 0, 3],
-    ] as [[UInt8]], [OptionType.info, .go])
+    @Test(
+        arguments: [
+            [],
+            bigEndian(UInt32(0)),
+            bigEndian(UInt32(0)) + [0],
+            bigEndian(UInt32(4097)),
+            bigEndian(UInt32(257)) + [UInt8](repeating: 0x61, count: 100),
+            bigEndian(UInt32.max) + [0, 0],
+            counted("disk"),
+            counted("di\0k") + [0, 0],
+            bigEndian(UInt32(1)) + [0xFF, 0, 0],
+            counted("disk") + [0, 1],
+            counted("disk") + [0, 0, 9],
+            counted("disk") + [0, 1, 0, 3, 0],
+            counted("disk") + [0xFF, 0xFF, 0, 3],
+        ] as [[UInt8]], [OptionType.info, .go])
     func `malformed data is refused and the next option is understood`(data: [UInt8], option: OptionType) {
         var harness = Harness()
         harness.begin()
@@ -390,19 +391,22 @@ private typealias Harness = HandshakeHarness
     }
 
     // S-META-12…18, P-META-03, P-META-06, P-META-07
-    @Test(arguments: [
-        (["base:"], ["base:allocation"], []),
-        (["base:allocation"], ["base:allocation"], ["base:allocation"]),
-        (["base:allocation2", "base:alloc", "Base:allocation", " base:allocation"], [], []),
-        (["qemu:"], ["qemu:allocation-depth", "qemu:dirty-bitmap:b0", "qemu:dirty-bitmap:b1"], []),
-        (["qemu:allocation-depth"], ["qemu:allocation-depth"], ["qemu:allocation-depth"]),
-        (["qemu:dirty-bitmap:"], ["qemu:dirty-bitmap:b0", "qemu:dirty-bitmap:b1"], []),
-        (["qemu:dirty-bitmap:b1"], ["qemu:dirty-bitmap:b1"], ["qemu:dirty-bitmap:b1"]),
-        (["qemu:dirty-bitmap:b"], [], []),
-        (["", "*", "base", "x-other:thing", "nbd-server:"], [], []),
-        (["qemu:dirty-bitmap:b1", "base:allocation", "base:allocation"], ["base:allocation", "qemu:dirty-bitmap:b1"],
-         ["base:allocation", "qemu:dirty-bitmap:b1"]),
-    ] as [([String], [String], [String])])
+    @Test(
+        arguments: [
+            (["base:"], ["base:allocation"], []),
+            (["base:allocation"], ["base:allocation"], ["base:allocation"]),
+            (["base:allocation2", "base:alloc", "Base:allocation", " base:allocation"], [], []),
+            (["qemu:"], ["qemu:allocation-depth", "qemu:dirty-bitmap:b0", "qemu:dirty-bitmap:b1"], []),
+            (["qemu:allocation-depth"], ["qemu:allocation-depth"], ["qemu:allocation-depth"]),
+            (["qemu:dirty-bitmap:"], ["qemu:dirty-bitmap:b0", "qemu:dirty-bitmap:b1"], []),
+            (["qemu:dirty-bitmap:b1"], ["qemu:dirty-bitmap:b1"], ["qemu:dirty-bitmap:b1"]),
+            (["qemu:dirty-bitmap:b"], [], []),
+            (["", "*", "base", "x-other:thing", "nbd-server:"], [], []),
+            (
+                ["qemu:dirty-bitmap:b1", "base:allocation", "base:allocation"], ["base:allocation", "qemu:dirty-bitmap:b1"],
+                ["base:allocation", "qemu:dirty-bitmap:b1"]
+            ),
+        ] as [([String], [String], [String])])
     func `queries match as the reference server does`(queries: [String], listed: [String], selected: [String]) {
         var harness = Harness()
         harness.begin()
@@ -483,19 +487,20 @@ private typealias Harness = HandshakeHarness
     }
 
     // S-META-06, S-META-08, S-META-09, S-META-25, S-BUG-01, S-CVE-08
-    @Test(arguments: [
-        ([], OptionReplyType.invalid),
-        (counted("disk"), .invalid),
-        (counted("di\0k") + bigEndian(UInt32(0)), .invalid),
-        (bigEndian(UInt32(4097)), .invalid),
-        (metaData("disk", ["a\0b"]), .invalid),
-        (counted("disk") + bigEndian(UInt32(2)) + counted("base:"), .invalid),
-        (counted("disk") + bigEndian(UInt32(1)) + bigEndian(UInt32(4097)) + [1], .invalid),
-        (metaData("disk", ["base:"]) + [0], .invalid),
-        (metaData("nope"), .unknown),
-        (counted("disk") + bigEndian(UInt32(1025)), .tooBig),
-        (counted("disk") + bigEndian(UInt32.max), .tooBig),
-    ] as [([UInt8], OptionReplyType)], [OptionType.listMetaContext, .setMetaContext])
+    @Test(
+        arguments: [
+            ([], OptionReplyType.invalid),
+            (counted("disk"), .invalid),
+            (counted("di\0k") + bigEndian(UInt32(0)), .invalid),
+            (bigEndian(UInt32(4097)), .invalid),
+            (metaData("disk", ["a\0b"]), .invalid),
+            (counted("disk") + bigEndian(UInt32(2)) + counted("base:"), .invalid),
+            (counted("disk") + bigEndian(UInt32(1)) + bigEndian(UInt32(4097)) + [1], .invalid),
+            (metaData("disk", ["base:"]) + [0], .invalid),
+            (metaData("nope"), .unknown),
+            (counted("disk") + bigEndian(UInt32(1025)), .tooBig),
+            (counted("disk") + bigEndian(UInt32.max), .tooBig),
+        ] as [([UInt8], OptionReplyType)], [OptionType.listMetaContext, .setMetaContext])
     func `bad data is refused and the next option is understood`(data: (bytes: [UInt8], answer: OptionReplyType), option: OptionType) {
         var harness = Harness()
         harness.begin()

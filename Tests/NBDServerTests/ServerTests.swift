@@ -37,6 +37,13 @@ private func withServer(
 
 private let quiet = Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() })
 
+/// A disk of chosen sizes.
+private final class SizedDisk: BlockDevice {
+    let info: DeviceInfo
+    init(byteCount: UInt64, blockSize: BlockSize) { info = DeviceInfo(byteCount: byteCount, blockSize: blockSize) }
+    func read(at offset: UInt64, into buffer: inout MutableRawSpan) async throws(BlockError) { buffer.fillWithZeroes() }
+}
+
 /// A disk whose reads wait until they are let go.
 private actor SlowDisk: BlockDevice {
     nonisolated let info = DeviceInfo(byteCount: 64 << 20, abilities: .allNative)
@@ -99,6 +106,18 @@ private actor SlowDisk: BlockDevice {
         }
     }
 
+    // S-BLK-04, S-BLK-05, S-EXP-06: a size that is no whole number of blocks is not promised either
+    @Test(
+        arguments: [(1, 4096, 64 << 20, 32 << 20), (512, 65536, 1 << 20, 1 << 20), (4096, 1 << 25, 1 << 26, 1 << 25)]
+            as [(UInt32, UInt32, UInt32, UInt32)])
+    func `tells the block sizes of its devices`(minimum: UInt32, preferred: UInt32, maximum: UInt32, told: UInt32) throws {
+        let device = SizedDisk(byteCount: 1_000_001, blockSize: BlockSize(minimum: minimum, preferred: preferred, maximum: maximum))
+        let served = try ServedExport(Export(name: "disk", device: device), id: 1, allowsSeveralClients: true)
+        #expect(served.description.blockSizes == BlockSizes(minimum: minimum, preferred: preferred, maximumPayload: told))
+        #expect(served.description.byteCount == 1_000_001 / UInt64(minimum) * UInt64(minimum))
+        #expect(served.device.info.byteCount == served.description.byteCount)
+    }
+
     // S-EXP-03, S-EXP-05, S-BUG-08, S-LIST-05, P-GEN-01
     @Test func `refuses exports that could not be told apart or told at all`() async throws {
         let device = MemoryDevice(byteCount: 512)
@@ -127,7 +146,8 @@ private actor SlowDisk: BlockDevice {
 
     // S-SRV-02, S-SRV-03, S-EXP-01
     @Test func `listens on several addresses at once, and prints where`() async throws {
-        try await withServer(nil, { $0.listeners += [Listener(.tcp(host: "127.0.0.1", port: 0)), Listener(.tcp(host: "::1", port: 0))] }) { server, _ in
+        try await withServer(nil, { $0.listeners += [Listener(.tcp(host: "127.0.0.1", port: 0)), Listener(.tcp(host: "::1", port: 0))] }) {
+            server, _ in
             #expect(server.uris.count == 3)
             #expect(Set(server.uris.dropFirst().compactMap { try? NBDURI(parsing: $0).port }).count == 1, "one free port for both")
             for uri in server.uris {
@@ -148,7 +168,8 @@ private actor SlowDisk: BlockDevice {
                 let options = try await channel.eventLoop.submit { [channel] in
                     let options = try #require(channel.syncOptions)
                     return [
-                        "nodelay": try options.getOption(.tcpOption(.tcp_nodelay)), "keepalive": try options.getOption(.socketOption(.so_keepalive)),
+                        "nodelay": try options.getOption(.tcpOption(.tcp_nodelay)),
+                        "keepalive": try options.getOption(.socketOption(.so_keepalive)),
                         "timeout": try options.getOption(.tcpOption(.init(rawValue: CInt(TCP_USER_TIMEOUT)))),
                     ]
                 }.get()
@@ -346,9 +367,18 @@ private actor SlowDisk: BlockDevice {
 
 private final class LineCounter: LogHandler, Sendable {
     let count = Mutex(0)
-    var logLevel: Logger.Level { get { .notice } set {} }
-    var metadata: Logger.Metadata { get { [:] } set {} }
-    subscript(metadataKey _: String) -> Logger.Metadata.Value? { get { nil } set {} }
+    var logLevel: Logger.Level {
+        get { .notice }
+        set {}
+    }
+    var metadata: Logger.Metadata {
+        get { [:] }
+        set {}
+    }
+    subscript(metadataKey _: String) -> Logger.Metadata.Value? {
+        get { nil }
+        set {}
+    }
     func log(event: LogEvent) { count.withLock { $0 += 1 } }
 }
 
@@ -411,7 +441,8 @@ private final class LineCounter: LogHandler, Sendable {
     // S-CLI-04, S-HS-07, S-HS-08: clients that vanish
     @Test func `clients that vanish at any point leave nothing behind`() async throws {
         try await withServer { server, path in
-            let whole = [0, 0, 0, 3] + Array("IHAVEOPT".utf8) + [0, 0, 0, 1, 0, 0, 0, 4] + Array("disk".utf8) + RawSocket.request(0, length: 4096)
+            let whole =
+                [0, 0, 0, 3] + Array("IHAVEOPT".utf8) + [0, 0, 0, 1, 0, 0, 0, 4] + Array("disk".utf8) + RawSocket.request(0, length: 4096)
             for count in 0...whole.count { RawSocket(unix: path).send(Array(whole.prefix(count))) }
             for _ in 0..<200 where server.connectionCount > 0 { try await Task.sleep(for: .milliseconds(10)) }
             #expect(server.connectionCount == 0)

@@ -1,9 +1,9 @@
 public import NBDProtocol
 
 #if canImport(Glibc)
-    import Glibc
+import Glibc
 #else
-    import Darwin
+import Darwin
 #endif
 
 /// Another NBD server, alive while this value is: qemu-nbd or nbdkit on a Unix socket in a directory of its own.
