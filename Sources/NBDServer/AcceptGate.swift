@@ -28,12 +28,17 @@ final class AcceptGate: ChannelDuplexHandler {
     typealias OutboundIn = Never
 
     private let count: ConnectionCount
+    private let cannotAccept: (any Error) -> Void
     private var context: ChannelHandlerContext?
     /// Accepted, but without a place: another listener was faster.
     private var held: [any Channel] = []
     private var isReadPending = false
 
-    init(_ count: ConnectionCount) { self.count = count }
+    /// - Parameter cannotAccept: told each time the system refuses.
+    init(_ count: ConnectionCount, cannotAccept: @escaping (any Error) -> Void) {
+        self.count = count
+        self.cannotAccept = cannotAccept
+    }
 
     func handlerAdded(context: ChannelHandlerContext) {
         self.context = context
@@ -58,6 +63,16 @@ final class AcceptGate: ChannelDuplexHandler {
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         held.append(unwrapInboundIn(data))
         admitHeld()
+    }
+
+    /// A listener that cannot accept, for want of descriptors or memory, tries again after a while. NIO's `AcceptBackoffHandler` does not do:
+    /// after an error NIO's channel stays registered for reading, and tries again at once and for ever.
+    func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        cannotAccept(error)
+        guard error is IOError, let options = context.channel.syncOptions else { return }
+        try? options.setOption(.autoRead, value: false)
+        let bound = NIOLoopBound(options, eventLoop: context.eventLoop)
+        context.eventLoop.scheduleTask(in: .seconds(1)) { try bound.value.setOption(.autoRead, value: true) }
     }
 
     fileprivate func admitHeld() {

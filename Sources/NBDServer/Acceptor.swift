@@ -82,9 +82,7 @@ struct Acceptor {
             .serverChannelOption(.maxMessagesPerRead, value: 1)
             .serverChannelInitializer { [count] channel in
                 channel.eventLoop.makeCompletedFuture {
-                    // Out of descriptors: try again in a second, instead of at once and for ever.
-                    try channel.pipeline.syncOperations.addHandler(AcceptBackoffHandler())
-                    try channel.pipeline.syncOperations.addHandler(AcceptGate(count.value))
+                    try channel.pipeline.syncOperations.addHandler(AcceptGate(count.value) { server.cannotAccept($0) })
                 }
             }
             .childChannelOption(.autoRead, value: false)

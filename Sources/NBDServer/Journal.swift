@@ -26,18 +26,22 @@ struct Journal: Sendable {
 
     func violated(_ identity: ConnectionIdentity, _ violation: ProtocolViolation) {
         // A client that hangs up in the greeting is a port probe (S-NEW-14).
-        report(identity, "connection closed: \(violation)")
+        report("connection closed: \(violation)", metadata(identity))
+    }
+
+    func cannotAccept(_ error: any Error) {
+        report("cannot accept connections for the moment: \(error)", [:])
     }
 
     func failed(_ identity: ConnectionIdentity, _ error: any Error) {
         logger.debug("connection lost: \(error)", metadata: metadata(identity))
     }
 
-    private func report(_ identity: ConnectionIdentity, _ text: String) {
+    private func report(_ text: String, _ metadata: Logger.Metadata) {
         switch limiter.admit(now: .now) {
         case .no: break
         case .yes(let suppressed):
-            var metadata = metadata(identity)
+            var metadata = metadata
             if suppressed > 0 { metadata["suppressed"] = "\(suppressed)" }
             logger.notice("\(text)", metadata: metadata)
         }

@@ -123,6 +123,8 @@ public final class NBDServer: Service, Sendable {
         return NBDURI(place, exportName: export).description
     }
 
+    func cannotAccept(_ error: any Error) { journal.cannotAccept(error) }
+
     /// Makes a new connection one of ours. On the connection's loop.
     func adopt(_ channel: any Channel, listener: Listener) throws {
         let environment = ConnectionEnvironment(
