@@ -23,7 +23,7 @@ public struct TransmissionLimits: Equatable, Sendable {
 /// - send `takeOutput()` in order, and call `didSend` when that has left the process;
 /// - when `isFinished` and everything is sent, close; when the connection is lost, call `abandon()`.
 ///
-/// Requests that arrived together are all decoded before anything is sent; those whose bytes are at hand are answered at once (`mapper`),
+/// Requests that arrived together are decoded before anything is sent, up to 256 KiB of replies at a time (`shouldSend`); those whose bytes are at hand are answered at once (`mapper`),
 /// the others in the order of completion. Spec: PROTOCOL 9–11; REFERENCE 3, 4, 6 and 10.
 public final class Transmission {
     enum Stage {
@@ -119,6 +119,7 @@ public final class Transmission {
     public func didSend(_ byteCount: Int) {
         guard !isAbandoned else { return }
         unsentByteCount -= byteCount
+        if unsentByteCount == 0 { replies.allSent() }
         lease.release(byteCount)
         advance()
     }
@@ -136,7 +137,7 @@ public final class Transmission {
         isAbandoned = true
         stage = .ended
         inbox = ByteBuffer()
-        _ = replies.take()
+        replies = ReplyQueue()
         work = []
         lease.end()
         trace?(.detached(export: session.export.name))
@@ -156,6 +157,19 @@ public final class Transmission {
         unsentByteCount += replies.byteCount
         return replies.take()
     }
+
+    /// So many bytes of replies are waiting that they should be sent before more requests are done: send them and call `proceed()`. The
+    /// client can work on them meanwhile.
+    public var shouldSend: Bool {
+        guard case .header = stage, replies.byteCount >= Self.turnByteCountLimit else { return false }
+        return inbox.readableBytes >= RequestHeader.byteCount(rules.mode)
+    }
+
+    /// Goes on where `shouldSend` stopped.
+    public func proceed() { advance() }
+
+    /// Bytes of replies that one turn collects before it sends.
+    static let turnByteCountLimit = 256 << 10
 
     /// Whether the shell should read from the client.
     public var wantsBytes: Bool {
@@ -200,7 +214,7 @@ public final class Transmission {
         while step() {}
         guard inputHasEnded else { return }
         switch stage {
-        case .header where mayDecode: end(inbox.readableBytes == 0 ? nil : .truncated)
+        case .header where mayDecode && !shouldSend: end(inbox.readableBytes == 0 ? nil : .truncated)
         case .collecting, .discarding: end(.truncated)
         case .header, .admission, .ended: break
         }
@@ -242,7 +256,7 @@ public final class Transmission {
 
     private func decodeHeader() -> Bool {
         let byteCount = RequestHeader.byteCount(rules.mode)
-        guard mayDecode, inbox.readableBytes >= 4 else { return false }
+        guard mayDecode, replies.byteCount < Self.turnByteCountLimit, inbox.readableBytes >= 4 else { return false }
         let header: RequestHeader
         do throws(WireError) {
             var reader = WireReader(inbox.readableBytesSpan)

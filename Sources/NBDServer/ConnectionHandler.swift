@@ -85,7 +85,7 @@ final class ConnectionHandler: ChannelInboundHandler {
         lastProgress = .now()
         if let transmission {
             transmission.receive(bytes)
-            startWork()
+            pump()
         } else if !isClosing {
             inbox.writeBuffer(&bytes)
             advanceHandshake()
@@ -103,7 +103,7 @@ final class ConnectionHandler: ChannelInboundHandler {
         guard let transmission else { return close(nil) }
         transmission.endOfInput()
         isReadPending = true  // nothing will come any more
-        startWork()
+        pump()
         flush()
         settle()
     }
@@ -195,7 +195,7 @@ final class ConnectionHandler: ChannelInboundHandler {
         if isDraining { transmission.beginShutdown() }
         if inbox.readableBytes > 0 {
             transmission.receive(inbox)
-            startWork()
+            pump()
         }
         inbox = ByteBuffer()
     }
@@ -215,18 +215,28 @@ final class ConnectionHandler: ChannelInboundHandler {
         }
     }
 
+    /// Starts what is to be started; sends in between when much is waiting already.
+    private func pump() {
+        startWork()
+        while let transmission, transmission.shouldSend {
+            flush()
+            transmission.proceed()
+            startWork()
+        }
+    }
+
     private func completed(_ completion: AwaitedRequest.Completion, transmission: Transmission?) {
         guard let transmission else { return }  // the connection is gone, and so is its share of the budget
         lastProgress = .now()
         transmission.complete(completion)
-        startWork()
+        pump()
         scheduleFlush()
     }
 
     private func memoryGranted() {
         guard let transmission else { return }
         transmission.memoryGranted()
-        startWork()
+        pump()
         scheduleFlush()
     }
 
@@ -237,6 +247,7 @@ final class ConnectionHandler: ChannelInboundHandler {
         let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
         context.eventLoop.execute {
             bound.value.isFlushScheduled = false
+            bound.value.pump()
             bound.value.flush()
             bound.value.settle()
         }
@@ -277,7 +288,7 @@ final class ConnectionHandler: ChannelInboundHandler {
         if let transmission {
             if isReply { transmission.didSend(byteCount) }
             startWork()
-            scheduleFlush()
+            scheduleFlush()  // also what `shouldSend` says: no flush from inside a flush
         } else if !isClosing, handshake != nil {
             advanceHandshake()
             readIfWanted()

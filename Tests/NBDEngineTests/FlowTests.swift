@@ -237,3 +237,33 @@ import Testing
             ])
     }
 }
+
+@Suite struct `Turns` {
+    // S-REP-02: replies that wait are sent before more are made
+    @Test func `stop when enough replies wait, and go on where they stopped`() async {
+        let harness = EngineHarness(.structured, device: ScriptedDevice(byteCount: 4096))
+        let bad = harness.bytes(harness.header(Command(rawValue: 99)))
+        let count = 2 * Transmission.turnByteCountLimit / 50
+        harness.transmission.receive(ByteBuffer(bytes: (0..<count).flatMap { _ in bad }))
+        var turns = 0
+        while harness.transmission.shouldSend {
+            turns += 1
+            let before = harness.output.count
+            harness.collect()
+            #expect(harness.output.count - before < Transmission.turnByteCountLimit + 100)
+            harness.transmission.proceed()
+        }
+        harness.collect()
+        #expect(turns >= 1)
+        #expect(harness.replies.count == count)
+    }
+
+    // Buffers of sent replies are used again, and nobody sees what was in them
+    @Test func `reuse memory without mixing replies up`() async {
+        let harness = EngineHarness(.simple)
+        for round in 0..<50 as Range<UInt64> {
+            let replies = await harness.ask(.read, round * 512, 6000)
+            #expect(replies[0].payload == Array(harness.device.bytes[Int(round) * 512..<Int(round) * 512 + 6000]))
+        }
+    }
+}
