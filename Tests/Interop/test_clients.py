@@ -97,6 +97,34 @@ class TestSocketActivation:
         server.stop()
         assert os.path.exists(directory / "s")
 
+    def test_names_of_sockets(self, disk, directory, start):
+        # Two Unix sockets; the configuration says of the one called "quiet" that it tells no names.
+        (directory / "nbd.toml").write_text(f"""
+            [[exports]]
+            name = "disk"
+            file = '{disk}'
+            [[listeners]]
+            activated = "quiet"
+            list = false
+            """)
+        paths = [directory / "open", directory / "quiet"]
+        sockets = [socket.socket(socket.AF_UNIX) for _ in paths]
+        for one, path in zip(sockets, paths):
+            one.bind(str(path)), one.listen()
+        server = start(need("bash"), "-c",
+                       f"exec 3<&{sockets[0].fileno()} 4<&{sockets[1].fileno()}; LISTEN_PID=$$ exec \"$@\"", "sh",
+                       servers.NBD, "serve", "-v", "--config", directory / "nbd.toml",
+                       env={"LISTEN_FDS": "2", "LISTEN_FDNAMES": "open:quiet"}, await_uri=False,
+                       pass_fds=[one.fileno() for one in sockets])
+        for one in sockets:
+            one.close()
+        assert "disk" in out(need("nbdinfo"), "--list", servers.unix_uri(paths[0]))
+        run(need("nbdinfo"), "--list", servers.unix_uri(paths[1]), status=1)
+        for path in paths:
+            assert out(need("nbdinfo"), "--size", servers.unix_uri(path, "disk")) == f"{64 * MIB}\n"
+        assert "name=quiet" in server.err
+        server.stop(stderr="info|debug")
+
     def test_descriptors_meant_for_somebody_else_are_ignored(self, disk, serve):
         # LISTEN_PID of another process
         server = serve(disk, env={"LISTEN_PID": "1", "LISTEN_FDS": "1"})

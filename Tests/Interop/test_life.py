@@ -90,6 +90,116 @@ class TestReadiness:
             time.sleep(0.02)
 
 
+class TestSingle:
+    """`--single`: the server of one client ends with it, whatever the client was doing."""
+
+    @staticmethod
+    def nothing(link):
+        pass
+
+    @staticmethod
+    def half_its_flags(link):
+        link.receive(18)
+        link.send(b"\0\0")
+
+    @staticmethod
+    def greeting(link):
+        link.greet()
+
+    @staticmethod
+    def half_an_option(link):
+        link.greet()
+        link.option(wire.GO, b"half", length=100)
+
+    @staticmethod
+    def a_listing(link):
+        link.greet()
+        link.ask(wire.LIST)
+
+    @staticmethod
+    def the_abort_option(link):
+        link.greet()
+        link.ask(wire.ABORT)
+
+    @staticmethod
+    def an_unknown_export(link):
+        link.greet()
+        link.option(wire.EXPORT_NAME, b"gone")
+        assert link.is_closed()
+
+    @staticmethod
+    def an_export(link):
+        link.go()
+
+    @staticmethod
+    def a_read(link):
+        link.go()
+        assert link.read(0, 4096)[0] == 0
+
+    @staticmethod
+    def an_unread_reply(link):
+        link.go()
+        for cookie in range(4):
+            link.request(wire.READ, 0, 8 * MIB, cookie=cookie)
+
+    @staticmethod
+    def half_a_payload(link):
+        link.go()
+        link.send(link.header(wire.WRITE, 0, 4096) + bytes(100))
+
+    @staticmethod
+    def a_goodbye(link):
+        link.go()
+        link.request(wire.DISC)
+        assert link.is_closed()
+
+    PHASES = ["nothing", "half_its_flags", "greeting", "half_an_option", "a_listing", "the_abort_option", "an_unknown_export", "an_export",
+              "a_read", "an_unread_reply", "half_a_payload", "a_goodbye"]
+
+    @contextlib.contextmanager
+    def served(self, disk, *words):
+        ours, theirs = socket.socketpair()
+        process = subprocess.Popen([servers.NBD, "serve", "--single", *words, str(disk)], stdin=theirs, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        theirs.close()
+        ours.settimeout(20)
+        try:
+            with wire.Wire.over(ours) as link:
+                yield process, link
+        finally:
+            process.kill()
+            process.communicate()
+
+    @pytest.mark.parametrize("half", [False, True], ids=["closes", "shuts down"])
+    @pytest.mark.parametrize("phase", PHASES)
+    def test_ends_when_the_client_leaves_after(self, disk, phase, half):
+        with self.served(disk) as (process, link):
+            getattr(self, phase)(link)
+            if half:
+                # The client says that nothing more will come, but could still read.
+                with contextlib.suppress(OSError):
+                    link.link.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(TimeoutError, wire.Closed):
+                    while link.receive(1):
+                        pass
+            else:
+                link.link.close()
+            assert process.wait(servers.STOP_LIMIT) == 0
+            assert process.stdout.read() == ""
+
+    def test_ends_when_the_client_says_nothing(self, disk):
+        with self.served(disk, "--handshake-limit", "1") as (process, link):
+            link.greet()
+            assert process.wait(servers.STOP_LIMIT) == 0
+
+    def test_ends_by_a_signal(self, disk):
+        with self.served(disk) as (process, link):
+            link.go()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(servers.STOP_LIMIT) == 0
+            assert link.is_closed()
+
+
 class TestFailingStarts:
     """One line that names what is wrong; nothing is left behind."""
 

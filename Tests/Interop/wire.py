@@ -43,6 +43,13 @@ class Wire:
     def __init__(self, uri, timeout=20):
         self.link, self.export = dial(uri, timeout)
 
+    @classmethod
+    def over(cls, link):
+        """A connection on a socket that is connected already, to the default export."""
+        wire = cls.__new__(cls)
+        wire.link, wire.export = link, ""
+        return wire
+
     def __enter__(self):
         return self
 

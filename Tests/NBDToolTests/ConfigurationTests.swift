@@ -109,8 +109,11 @@ import Testing
         ("[limits]\nrequests = 0", "limits.requests 0"), ("[limits]\nhandshake = -1", "limits.handshake '-1'"),
         ("[limits]\nmemory = \"4Q\"", "'4Q' is not a size"), ("[limits]\nmemory = -5", "-5 is not a size"),
         ("[limits]\nmemory = 5", "limits.memory 5 is too small"),
-        ("[[listeners]]\nlist = true", "listeners[0]: exactly one of host and unix"),
-        ("[[listeners]]\nhost = \"a\"\nunix = \"b\"", "listeners[0]: exactly one of host and unix"),
+        ("[limits]\nconnection-memory = 5", "limits.connection-memory 5 is too small"),
+        ("[[listeners]]\nlist = true", "listeners[0]: exactly one of host, unix and activated"),
+        ("[[listeners]]\nhost = \"a\"\nunix = \"b\"", "listeners[0]: exactly one of host, unix and activated"),
+        ("[[listeners]]\nactivated = \"a\"\nport = 1", "has its port already"),
+        ("[[exports]]\nname = \"a\"\nfile = \"a\"\n[[listeners]]\nactivated = \"s\"", "no socket named 's' was passed: socket activation"),
         ("[[listeners]]\nhost = \"a\"\nport = 65536", "invalid port '65536'"), ("[[listeners]]\nhost = \"\"", "listeners[0].host is empty"),
         ("[[listeners]]\nunix = \"a\"\nport = 1", "a Unix socket has no port"),
         ("[[exports]]\nname = \"a\"", "exports[0]: exactly one of file"),
@@ -154,10 +157,30 @@ import Testing
         }
     }
 
+    // S-SRV-09
+    @Test func `says how the sockets of a service manager are served, by their names`() throws {
+        let exports = "[[exports]]\nname = \"a\"\nfile = \"a\"\n"
+        let text = exports + "[[listeners]]\nactivated = \"old\"\noldstyle = \"a\"\n[[listeners]]\nactivated = \"quiet\"\nlist = false\n"
+        let configuration = try configuration(text)
+        #expect(
+            try servePlan([], configuration: configuration, activated: ["unknown", "quiet", "old", "quiet"]).listeners == [
+                .init(place: .activated(name: "old"), oldstyleExport: "a"), .init(place: .activated(name: "quiet"), isListable: false),
+                .init(place: .activated(name: "unknown")),
+            ])
+        #expect(
+            refusal { try servePlan([], configuration: configuration, activated: ["quiet", "new"]) }
+                == "listeners: no socket named 'old' was passed, only quiet, new")
+        // An address on the command line replaces all listeners of the file.
+        #expect(try servePlan(["-p", "1"], configuration: configuration).listeners.map(\.place) == [.loopback(port: 1)])
+        let twice = try self.configuration(exports + "[[listeners]]\nactivated = \"a\"\n[[listeners]]\nactivated = \"a\"\n")
+        #expect(refusal { try servePlan([], configuration: twice, activated: ["a"]) }.contains("given twice"))
+    }
+
     @Test func `cannot be mixed with what would change nothing`() throws {
         let configuration = try configuration(Self.toml)
         #expect(refusal { try servePlan(["--cache", "none"], configuration: configuration) }.contains("--cache does not change"))
         #expect(
-            refusal { try servePlan([], configuration: configuration, activatedCount: 1) }.contains("listeners in the configuration file"))
+            refusal { try servePlan([], configuration: configuration, activated: ["unknown"]) }.contains(
+                "listeners in the configuration file"))
     }
 }

@@ -51,12 +51,34 @@ final class TestDirectory {
 @Suite struct `Socket activation` {
     @Test(arguments: [("1", [3]), ("3", [3, 4, 5]), ("0", [])] as [(String, [Int32])])
     func `numbers its descriptors from 3`(count: String, descriptors: [Int32]) throws {
-        #expect(try SocketActivation(listenPID: "77", listenFDs: count, processID: 77).descriptors == descriptors)
+        #expect(try SocketActivation(listenPID: "77", listenFDs: count, processID: 77).sockets.map(\.descriptor) == descriptors)
+    }
+
+    @Test(
+        arguments: [
+            (nil, "2", ["unknown", "unknown"]), ("a:b", "2", ["a", "b"]), ("a:a:", "3", ["a", "a", ""]), ("", "1", [""]), ("", "0", []),
+        ] as [(String?, String, [String])])
+    func `names its sockets`(text: String?, count: String, names: [String]) throws {
+        #expect(try SocketActivation(listenPID: "77", listenFDs: count, names: text, processID: 77).sockets.map(\.name) == names)
+        #expect(try SocketActivation(listenPID: "78", listenFDs: count, names: "too:many:names", processID: 77).sockets.isEmpty)
+    }
+
+    @Test(arguments: [("", "2"), ("a", "2"), ("a:b", "1")])
+    func `with too few or too many names is an error`(names: String, count: String) {
+        #expect(refusal(names, count).contains("LISTEN_FDNAMES"))
+    }
+
+    private func refusal(_ names: String, _ count: String) -> String {
+        do {
+            return "accepted: \(try SocketActivation(listenPID: "77", listenFDs: count, names: names, processID: 77))"
+        } catch {
+            return error.message
+        }
     }
 
     @Test(arguments: [("78", "1"), (nil, "1"), ("77", nil), ("", "1"), ("x", "x"), ("77777777777777", "1")] as [(String?, String?)])
     func `is for one process only`(pid: String?, count: String?) throws {
-        #expect(try SocketActivation(listenPID: pid, listenFDs: count, processID: 77).descriptors.isEmpty)
+        #expect(try SocketActivation(listenPID: pid, listenFDs: count, processID: 77).sockets.isEmpty)
     }
 
     @Test(arguments: ["", "x", "-1", "1.5", "1025", "99999999999999999999"])
@@ -171,8 +193,12 @@ final class TestDirectory {
         #expect(await Spawn.exitCode(of: try Spawn.shell(script)) == code)
     }
 
-    @Test func `do not inherit ignored signals`() async throws {
-        _ = StopSignals([])
+    @Test func `do not inherit what we do about signals`() async throws {
+        // The only one in all tests: it is meant once for a process.
+        let signals = try StopSignals([SIGUSR2])
+        // Heard from the first moment on.
+        kill(getpid(), SIGUSR2)
+        #expect(await signals.stream.first { _ in true } == SIGUSR2)
         // SIGPIPE is ignored here; a child that ignored it too would survive this.
         #expect(await Spawn.exitCode(of: try Spawn.shell("kill -PIPE $$; exit 0")) == 128 + SIGPIPE)
     }

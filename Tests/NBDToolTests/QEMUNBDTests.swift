@@ -44,9 +44,9 @@ import Testing
 }
 
 /// The plan for `qemu-nbd` with these arguments.
-private func qemuPlan(_ arguments: [String], activatedCount: Int = 0) throws -> ServePlan {
+private func qemuPlan(_ arguments: [String], activated: [String] = []) throws -> ServePlan {
     guard case .serve(let options) = try QEMUNBDInvocation(arguments) else { throw ToolError.usage("not to serve") }
-    return try ServePlan(options, activatedCount: activatedCount)
+    return try ServePlan(options, activated: activated)
 }
 
 @Suite struct `The qemu-nbd personality` {
@@ -134,7 +134,7 @@ private func qemuPlan(_ arguments: [String], activatedCount: Int = 0) throws -> 
         (["-b", "x"], "The interface can't be set when using socket activation"),
     ])
     func `takes no addresses when sockets are passed to it`(arguments: [String], reason: String) {
-        #expect(refusal { try qemuPlan(arguments + ["a"], activatedCount: 1) } == reason)
+        #expect(refusal { try qemuPlan(arguments + ["a"], activated: ["unknown"]) } == reason)
     }
 
     @Test func `knows help, versions and lists`() throws {

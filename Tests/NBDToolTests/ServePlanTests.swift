@@ -5,10 +5,10 @@ import Testing
 @testable import NBDTool
 
 /// The plan for `nbd serve` with these arguments.
-func servePlan(_ arguments: [String], configuration: Configuration? = nil, activatedCount: Int = 0) throws -> ServePlan {
+func servePlan(_ arguments: [String], configuration: Configuration? = nil, activated: [String] = []) throws -> ServePlan {
     let command = try ServeCommand.parse(arguments)
     try command.later.refuse()
-    return try ServePlan(command.options, configuration: configuration, activatedCount: activatedCount)
+    return try ServePlan(command.options, configuration: configuration, activated: activated)
 }
 
 /// The message with which a command line is refused.
@@ -52,8 +52,8 @@ func refusal(_ body: () throws -> ServePlan) -> String {
     func `leaves standard output to others`(arguments: [String]) throws {
         #expect(try !servePlan(arguments + ["a"]).printsURI)
         // nbdinfo --json -- [ nbd serve a ] must stay JSON.
-        #expect(try !servePlan(["a"], activatedCount: 1).printsURI)
-        #expect(try servePlan(["a", "--print-uri"], activatedCount: 1).printsURI)
+        #expect(try !servePlan(["a"], activated: ["unknown"]).printsURI)
+        #expect(try servePlan(["a", "--print-uri"], activated: ["unknown"]).printsURI)
     }
 
     @Test func `takes joined short options`() throws {
@@ -68,14 +68,15 @@ func refusal(_ body: () throws -> ServePlan) -> String {
 
     @Test func `takes every limit`() throws {
         let plan = try servePlan([
-            "a", "--max-connections", "0", "--requests", "64", "--handshake-limit", "0", "--memory-limit", "48M", "--drain-limit", "3",
+            "a", "--max-connections", "0", "--requests", "64", "--handshake-limit", "0", "--memory-limit", "96M",
+            "--connection-memory-limit", "32M", "--drain-limit", "3",
             "--once",
         ])
         #expect(plan.connectionLimit == 0)
         #expect(plan.requestLimit == 64)
         #expect(plan.handshakeLimit == .zero)
-        #expect(plan.memoryLimit == 48 << 20)
-        #expect(plan.connectionMemoryLimit == 48 << 20)
+        #expect(plan.memoryLimit == 96 << 20)
+        #expect(plan.connectionMemoryLimit == 32 << 20)
         #expect(plan.drainLimit == .seconds(3))
         #expect(plan.stopsAfterLastClient)
     }
@@ -109,6 +110,14 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         #expect(plan.listeners == [.init(place: .loopback(port: 10809), oldstyleExport: "three", isListable: false)])
     }
 
+    @Test func `bounds the memory of one client by that of all`() throws {
+        #expect(try servePlan(["a"]).connectionMemoryLimit == 64 << 20)
+        #expect(try servePlan(["--connection-memory-limit", "1M", "a"]).connectionMemoryLimit == 1 << 20)
+        let plan = try servePlan(["--memory-limit", "80M", "--connection-memory-limit", "1G", "a"])
+        #expect(plan.memoryLimit == 80 << 20)
+        #expect(plan.connectionMemoryLimit == 80 << 20)
+    }
+
     @Test func `is read-only throughout with -r`() throws {
         let plan = try servePlan(["-r", "a", "--export", "name=b,file=b,readonly=off"])
         #expect(plan.exports.map(\.isReadOnly) == [true, true])
@@ -137,7 +146,10 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         (["-e", "99999999999", "a"], "number of clients"), (["--requests", "0", "a"], "--requests '0'"),
         (["--requests", "1025", "a"], "--requests '1025'"), (["--handshake-limit", "1.5", "a"], "--handshake-limit '1.5'"),
         (["--drain-limit", "x", "a"], "--drain-limit 'x'"), (["--memory-limit", "1M", "a"], "--memory-limit 1048576 is too small"),
-        (["--memory-limit", "x", "a"], "--memory-limit 'x'"), (["-o", "1Z", "a"], "Invalid offset '1Z'"),
+        (["--memory-limit", "81919K", "a"], "--memory-limit 83885056 is too small"),
+        (["--connection-memory-limit", "1023K", "a"], "--connection-memory-limit 1047552 is too small"),
+        (["--connection-memory-limit", "x", "a"], "--connection-memory-limit 'x'"), (["--memory-limit", "x", "a"], "--memory-limit 'x'"),
+        (["-o", "1Z", "a"], "Invalid offset '1Z'"),
         (["--size", "x", "a"], "--size 'x'"), (["-o", "7E", "--size", "7E", "a"], "beyond 2^63"),
         (["-f", "qcow2", "a"], "format 'qcow2' is not supported"), (["--cache", "fast", "a"], "Invalid --cache mode 'fast'"),
         (["--discard", "x", "a"], "Invalid --discard mode 'x'"), (["--detect-zeroes", "x", "a"], "Invalid --detect-zeroes mode 'x'"),
@@ -192,7 +204,8 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         (["-p", "1"], "TCP port"), (["-b", "::"], "interface"), (["-k", "/s"], "Unix socket"), (["--single"], "--single"),
     ])
     func `takes no addresses when sockets are passed to it`(arguments: [String], reason: String) throws {
-        #expect(refusal { try servePlan(arguments + ["a"], activatedCount: 1) }.contains(reason))
-        #expect(try servePlan(["a"], activatedCount: 2).listeners.map(\.place) == [.activated])
+        #expect(refusal { try servePlan(arguments + ["a"], activated: ["unknown"]) }.contains(reason))
+        #expect(try servePlan(["a"], activated: ["b", "a", "b"]).listeners.map(\.place) == [.activated(name: "b"), .activated(name: "a")])
+        #expect(try servePlan(["a", "--no-list"], activated: ["b"]).listeners == [.init(place: .activated(name: "b"), isListable: false)])
     }
 }

@@ -26,10 +26,11 @@ extension Configuration.Limits: Decodable {
 
 extension Configuration.Listener: Decodable {
     init(from decoder: any Decoder) throws {
-        let keys = try StrictKeys(decoder, ["host", "port", "unix", "oldstyle", "list"])
+        let keys = try StrictKeys(decoder, ["host", "port", "unix", "activated", "oldstyle", "list"])
         host = try keys.decode("host")
         port = try keys.decode("port")
         unix = try keys.decode("unix")
+        activated = try keys.decode("activated")
         oldstyle = try keys.decode("oldstyle")
         list = try keys.decode("list")
     }

@@ -36,21 +36,24 @@ extension Configuration {
         if let seconds = limits.drain { plan.drainLimit = try Bounds.seconds(String(seconds), "limits.drain") }
         if let size = limits.memory { plan.memoryLimit = try Bounds.memory(size.byteCount, "limits.memory") }
         if let size = limits.connectionMemory {
-            plan.connectionMemoryLimit = try Bounds.memory(size.byteCount, "limits.connection-memory")
+            plan.connectionMemoryLimit = try Bounds.connectionMemory(size.byteCount, "limits.connection-memory")
         }
     }
 
     private func plan(_ listener: Listener, _ place: String) throws(ToolError) -> ServePlan.ListenerPlan {
         var plan = ServePlan.ListenerPlan(place: .privateSocket, oldstyleExport: listener.oldstyle, isListable: listener.list ?? true)
-        switch (listener.host, listener.unix) {
-        case (let host?, nil):
+        switch (listener.host, listener.unix, listener.activated) {
+        case (let host?, nil, nil):
             guard !host.isEmpty else { throw .usage("\(place).host is empty") }
             plan.place = .tcp(host: host, port: try ServePlan.port(String(listener.port ?? ServePlan.defaultPort)))
-        case (nil, let path?):
+        case (nil, let path?, nil):
             guard listener.port == nil else { throw .usage("\(place): a Unix socket has no port") }
             plan.place = .unix(path: try ServePlan.checked(path: path.hasPrefix("@") ? "\0" + path.dropFirst() : path))
+        case (nil, nil, let name?):
+            guard listener.port == nil else { throw .usage("\(place): an activated socket has its port already") }
+            plan.place = .activated(name: name)
         default:
-            throw .usage("\(place): exactly one of host and unix must be given")
+            throw .usage("\(place): exactly one of host, unix and activated must be given")
         }
         return plan
     }

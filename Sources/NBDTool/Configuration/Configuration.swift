@@ -32,6 +32,8 @@ struct Configuration: Equatable, Sendable {
         var host: String?
         var port: Int?
         var unix: String?
+        /// A name in `LISTEN_FDNAMES`.
+        var activated: String?
         var oldstyle: String?
         var list: Bool?
     }

@@ -28,14 +28,12 @@ struct Detachment: Sendable {
     ///
     /// - Returns: The exit code for this process: 0 only when the child is serving.
     static func startChild() throws(ToolError) -> Int32 {
-        var ends: [Int32] = [0, 0]
-        // SAFETY: the call writes two descriptors into an array of two.
-        guard unsafe pipe(&ends) == 0 else { throw .runtime("cannot make a pipe: \(HostProcess.text(of: errno))") }
-        HostProcess.setCloseOnExec(ends[0], true)
-        HostProcess.set(variable: variable, to: String(ends[1]))
+        let pipe = try HostProcess.makePipe()
+        HostProcess.setCloseOnExec(pipe.write, false)
+        HostProcess.set(variable: variable, to: String(pipe.write))
         let child = try Spawn.start(Spawn.executablePath(), arguments: nil, isSession: true)
-        close(ends[1])
-        if !HostProcess.read(from: ends[0], limit: 1).isEmpty { return 0 }
+        close(pipe.write)
+        if !HostProcess.read(from: pipe.read, limit: 1).isEmpty { return 0 }
         let code = Spawn.wait(for: child)
         return code == 0 ? 1 : code
     }

@@ -51,6 +51,22 @@ enum HostProcess {
         return nil
     }
 
+    /// Writes one byte if there is room. May be called by a signal handler.
+    static func writeByte(_ byte: UInt8, to descriptor: Int32) {
+        var byte = byte
+        // SAFETY: the pointer to one byte is valid during the call.
+        _ = unsafe systemWrite(descriptor, &byte, 1)
+    }
+
+    /// A pipe that children do not inherit.
+    static func makePipe() throws(ToolError) -> (read: Int32, write: Int32) {
+        var ends: [Int32] = [-1, -1]
+        // SAFETY: the array has room for two descriptors.
+        guard unsafe pipe(&ends) == 0 else { throw .runtime("cannot make a pipe: \(text(of: errno))") }
+        for end in ends { setCloseOnExec(end, true) }
+        return (ends[0], ends[1])
+    }
+
     /// The next bytes, at most `limit`; empty at the end of the file and on errors.
     static func read(from descriptor: Int32, limit: Int) -> [UInt8] {
         // SAFETY: the call gets a buffer of `limit` bytes, and the number it returns says how many of them it has filled.

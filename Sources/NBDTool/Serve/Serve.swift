@@ -35,11 +35,11 @@ enum Serve {
         }
         if options.forks && detachment == nil {
             // Checked here too, so that nothing is started for a command line that is wrong.
-            _ = try ServePlan(options, configuration: configuration, activatedCount: SocketActivation.current().descriptors.count)
+            _ = try ServePlan(options, configuration: configuration, activated: SocketActivation.current().sockets.map(\.name))
             return try Detachment.startChild()
         }
         let activation = try SocketActivation.adopt(alternativeID: detachment == nil ? nil : getppid())
-        var plan = try ServePlan(options, configuration: configuration, activatedCount: activation.descriptors.count)
+        var plan = try ServePlan(options, configuration: configuration, activated: activation.sockets.map(\.name))
         try plan.trace.load { path throws(ToolError) in try HostProcess.contents(of: path, limit: TracePlan.byteLimit) }
         let logger = Logger(label: program) { _ in ToolLogHandler(program: program, isVerbose: plan.isVerbose) }
         for warning in plan.trace.warnings { logger.warning("\(warning)") }

@@ -111,6 +111,9 @@ struct ServeCommand: AsyncParsableCommand {
         @Option(name: .long, help: ArgumentHelp("Memory for requests and replies of all clients (default: 1G).", valueName: "size"))
         var memoryLimit: String?
 
+        @Option(name: .long, help: ArgumentHelp("The same for one client (default: 64M, or less with --memory-limit).", valueName: "size"))
+        var connectionMemoryLimit: String?
+
         @Option(name: .long, help: ArgumentHelp("Seconds for requests in flight when stopping (default: 10).", valueName: "seconds"))
         var drainLimit: String?
     }
@@ -187,6 +190,7 @@ struct ServeCommand: AsyncParsableCommand {
         options.requestLimit = limit.requests
         options.handshakeLimit = limit.handshakeLimit
         options.memoryLimit = limit.memoryLimit
+        options.connectionMemoryLimit = limit.connectionMemoryLimit
         options.drainLimit = limit.drainLimit
         options.isPersistent = !life.once
         options.runCommand = life.run

@@ -41,6 +41,7 @@ struct ServeOptions: Equatable, Sendable {
     var requestLimit: String?
     var handshakeLimit: String?
     var memoryLimit: String?
+    var connectionMemoryLimit: String?
     var drainLimit: String?
 
     // Life.

@@ -2,10 +2,11 @@ import NBDProtocol
 
 extension ServePlan {
     /// Addresses on the command line replace those of the configuration file.
-    mutating func planListeners(_ options: ServeOptions, _ configuration: Configuration?, isActivated: Bool) throws(ToolError) {
+    mutating func planListeners(_ options: ServeOptions, activated: [String]) throws(ToolError) {
         let places: [Place]
-        if isActivated {
-            places = try activatedPlaces(options, hasConfigured: !listeners.isEmpty)
+        if !activated.isEmpty {
+            try planActivated(options, names: activated)
+            places = []
         } else if options.isSingle {
             guard options.port == nil, options.binds.isEmpty, options.sockets.isEmpty else {
                 throw .usage("--single serves standard input: --port, --bind and --socket cannot be given with it")
@@ -22,19 +23,34 @@ extension ServePlan {
                 if !options.isListable { listeners[index].isListable = false }
             }
         }
+        // With the sockets there, `planActivated` has looked.
+        for case .activated(let name) in listeners.map(\.place) where activated.isEmpty {
+            throw .usage("listeners: no socket named '\(name.sanitized())' was passed: socket activation is not in use")
+        }
         for (index, listener) in listeners.enumerated() where listeners[..<index].contains(where: { $0.place == listener.place }) {
             throw .usage("the same address is given twice: \(listener.place)")
         }
     }
 
-    /// S-SRV-09.
-    private func activatedPlaces(_ options: ServeOptions, hasConfigured: Bool) throws(ToolError) -> [Place] {
+    /// S-SRV-09. One listener for each name; what the configuration file says of a name holds for all sockets that have it.
+    private mutating func planActivated(_ options: ServeOptions, names: [String]) throws(ToolError) {
         if options.port != nil { throw .usage("TCP port number can't be set when using socket activation") }
         if !options.binds.isEmpty { throw .usage("The interface can't be set when using socket activation") }
         if !options.sockets.isEmpty { throw .usage("Unix socket can't be set when using socket activation") }
         if options.isSingle { throw .usage("--single can't be given when using socket activation") }
-        if hasConfigured { throw .usage("listeners in the configuration file can't be used when using socket activation") }
-        return [.activated]
+        for listener in listeners {
+            guard case .activated(let name) = listener.place else {
+                throw .usage("listeners in the configuration file can't be used when using socket activation, unless they name its sockets")
+            }
+            guard names.contains(name) else {
+                throw .usage(
+                    "listeners: no socket named '\(name.sanitized())' was passed, only \(names.joined(separator: ", ").sanitized())")
+            }
+        }
+        var known = Set(listeners.map(\.place))
+        for name in names where known.insert(.activated(name: name)).inserted {
+            listeners.append(ListenerPlan(place: .activated(name: name)))
+        }
     }
 
     /// One Unix socket, or else TCP on all interfaces. Of several `-k` or `-b` qemu-nbd uses the last; all of them are served here.

@@ -2,7 +2,7 @@ import NBDProtocol
 
 /// What `nbd serve` will do: options and configuration file, checked against each other. Pure: nothing has been opened or bound yet.
 struct ServePlan: Equatable, Sendable {
-    enum Place: Equatable, Sendable {
+    enum Place: Hashable, Sendable {
         case tcp(host: String, port: Int)
         /// 127.0.0.1, and ::1 where the host has IPv6.
         case loopback(port: Int)
@@ -10,8 +10,8 @@ struct ServePlan: Equatable, Sendable {
         case unix(path: String)
         /// A socket in a directory of its own with a random name, removed at exit.
         case privateSocket
-        /// The sockets that the service manager passed (`SocketActivation`).
-        case activated
+        /// The sockets of this name that the service manager passed (`SocketActivation`).
+        case activated(name: String)
         /// One client, connected to standard input.
         case standardInput
     }
@@ -51,14 +51,14 @@ struct ServePlan: Equatable, Sendable {
 
     /// - Parameters:
     ///   - configuration: The contents of `--config`, already read.
-    ///   - activatedCount: Listening sockets inherited from a service manager; 0: none.
+    ///   - activated: Names of the listening sockets inherited from a service manager; empty: none.
     /// - Throws: `.usage` naming the option or key at fault.
-    init(_ options: ServeOptions, configuration: Configuration? = nil, activatedCount: Int = 0) throws(ToolError) {
+    init(_ options: ServeOptions, configuration: Configuration? = nil, activated: [String] = []) throws(ToolError) {
         if let configuration { try configuration.apply(to: &self) }
         try planExports(options)
-        try planListeners(options, configuration, isActivated: activatedCount > 0)
+        try planListeners(options, activated: activated)
         try planLimits(options)
-        try planLife(options, isActivated: activatedCount > 0)
+        try planLife(options, isActivated: !activated.isEmpty)
         for trace in options.traces { try self.trace.add(trace) }
         isVerbose = options.isVerbose
     }
@@ -84,6 +84,10 @@ struct ServePlan: Equatable, Sendable {
         if let text = options.memoryLimit {
             guard let size = ByteSize.parse(text) else { throw .usage("invalid --memory-limit '\(text.sanitized())'") }
             memoryLimit = try Limits.memory(size, "--memory-limit")
+        }
+        if let text = options.connectionMemoryLimit {
+            guard let size = ByteSize.parse(text) else { throw .usage("invalid --connection-memory-limit '\(text.sanitized())'") }
+            connectionMemoryLimit = try Limits.connectionMemory(size, "--connection-memory-limit")
         }
         connectionMemoryLimit = min(connectionMemoryLimit, memoryLimit)
     }
@@ -124,9 +128,15 @@ enum Limits {
         return .seconds(seconds)
     }
 
-    /// At least one request of the largest size that every client may send (32 MiB, S-LIM-01) must fit.
+    /// Memory for all clients: `MemoryBudget` never has less than 80 MiB, so that the largest request (S-LIM-01) always fits with its reply.
     static func memory(_ size: UInt64, _ option: String) throws(ToolError) -> UInt64 {
-        guard size >= 33 << 20 else { throw .usage("\(option) \(size) is too small: at least 33M, one request of 32M and its reply") }
+        guard size >= 80 << 20 else { throw .usage("\(option) \(size) is too small: at least 80M, so that the largest request fits") }
+        return size
+    }
+
+    /// Memory for one client. A larger request is served, too, but alone: so this can be small. Below 1 MiB, somebody forgot a suffix.
+    static func connectionMemory(_ size: UInt64, _ option: String) throws(ToolError) -> UInt64 {
+        guard size >= 1 << 20 else { throw .usage("\(option) \(size) is too small: at least 1M") }
         return size
     }
 }

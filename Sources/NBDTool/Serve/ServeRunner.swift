@@ -24,14 +24,15 @@ struct ServeRunner {
 
     /// - Returns: The exit code: 0, or that of the command of `--run`.
     func run() async throws(ToolError) -> Int32 {
-        let files = OwnedFiles()
-        defer { files.removeAll() }
-        let stopper = Stopper(files: files, logger: logger) { [notifier] in notifier.stopping() }
-        stopper.listen(hangupStops: plan.hangupStops)
-        if plan.exitsWithParent { stopper.watchParent() }
+        // Before anything is opened here that might get the same number.
         if let descriptor = plan.readyDescriptor, !HostProcess.isOpen(descriptor) {
             throw .usage("--ready-fd \(descriptor): not an open descriptor")
         }
+        let files = OwnedFiles()
+        defer { files.removeAll() }
+        let stopper = Stopper(files: files, logger: logger) { [notifier] in notifier.stopping() }
+        try stopper.listen(hangupStops: plan.hangupStops)
+        if plan.exitsWithParent { stopper.watchParent() }
 
         var exports: [Export] = []
         for export in plan.exports {
@@ -77,7 +78,10 @@ struct ServeRunner {
                 if path.utf8.first != 0 { try OwnedFiles.clearStaleSocket(path) }
                 addresses = [.unix(path: path)]
             case .privateSocket: addresses = [.unix(path: try files.makePrivateSocketPath())]
-            case .activated: addresses = activation.descriptors.map { .inherited(descriptor: $0) }
+            case .activated(let name):
+                let descriptors = activation.sockets.filter { $0.name == name }.map(\.descriptor)
+                logger.info("taking over sockets", metadata: ["name": "\(name)", "descriptors": "\(descriptors)"])
+                addresses = descriptors.map { .inherited(descriptor: $0) }
             case .standardInput:
                 guard HostProcess.socketKind(0).isSocket else { throw .runtime("--single: standard input is not a socket") }
                 addresses = [.connected(descriptor: try HostProcess.duplicate(0))]

@@ -36,8 +36,8 @@ final class Stopper: Sendable {
     /// the server starts is remembered until it has: to leave in the middle would leave socket files behind.
     ///
     /// - Parameter hangupStops: SIGHUP does the same; otherwise it does nothing.
-    func listen(hangupStops: Bool) {
-        let signals = StopSignals([SIGTERM, SIGINT, SIGHUP])
+    func listen(hangupStops: Bool) throws(ToolError) {
+        let signals = try StopSignals([SIGTERM, SIGINT, SIGHUP])
         Task {
             var count = 0
             for await number in signals.stream {
