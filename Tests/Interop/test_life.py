@@ -427,3 +427,32 @@ class TestStopping:
             server.process.kill()
         server.wait()
         assert disk.read_bytes()[:MIB] == data
+
+
+class TestHelpers:
+    """What makes the command line pleasant."""
+
+    def test_bash_completes_options(self, directory):
+        script = directory / "completion"
+        script.write_text(out(servers.NBD, "--generate-completion-script", "bash"))
+        words = out(need("bash"), "-c", f"""
+            source {script}
+            COMP_WORDS=(nbd serve --conn) COMP_CWORD=2 COMP_LINE='nbd serve --conn' COMP_POINT=16
+            _nbd nbd --conn serve
+            echo "${{COMPREPLY[@]}}" """)
+        assert words == "--connection-memory-limit\n"
+
+    def test_trace_points_are_listed(self):
+        names = out(servers.NBD, "serve", "--trace", "help").split()
+        assert "nbd_receive_request" in names and len(set(names)) == len(names) > 20
+
+    def test_trace_patterns_come_from_a_file(self, serve, disk, directory):
+        # S-TRC-01; a pattern for nothing is told, and where it stands
+        events, log = directory / "events", directory / "log"
+        events.write_text("# what we want\nnbd_negotiate_*\n-*_begin\nnbd_nothing\n")
+        server = serve(disk, extra=["--trace", f"events={events},file={log}"], stderr="nbd_nothing")
+        with Wire(server.uri) as link:
+            assert link.go().read(0, 512)[0] == 0
+        server.stop(stderr=f"warning: {events}:4: .*'nbd_nothing'")
+        text = log.read_text()
+        assert "nbd_negotiate_success" in text and "_begin" not in text and "nbd_receive_request" not in text
