@@ -16,6 +16,8 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/stat.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
@@ -239,6 +241,103 @@ int chostio_device_zero_out(int fd, uint64_t offset, uint64_t count) {
     RESULT(ioctl(fd, BLKZEROOUT, range));
 }
 
+#ifndef SYS_io_uring_setup
+#define SYS_io_uring_setup 425
+#define SYS_io_uring_enter 426
+#define SYS_io_uring_register 427
+#endif
+
+struct ring_parameters {
+    uint32_t submission_entries, completion_entries, flags, thread_cpu, thread_idle, features, workers_fd, reserved[3];
+    // Where things lie in the mapping.
+    struct {
+        uint32_t head, tail, mask, entries, flags, dropped, array, reserved;
+        uint64_t user_address;
+    } submission;
+    struct {
+        uint32_t head, tail, mask, entries, overflow, completions, flags, reserved;
+        uint64_t user_address;
+    } completion;
+};
+
+_Static_assert(sizeof(struct chostio_ring_submission) == 64 && sizeof(struct chostio_ring_completion) == 16
+                   && sizeof(struct ring_parameters) == 120, "the kernel's layouts");
+
+#define RING_SUBMIT_ALL (1U << 7)
+#define RING_COOPERATIVE (1U << 8)
+#define RING_SINGLE_MMAP (1U << 0)
+#define RING_NATIVE_WORKERS (1U << 9)  // Linux 5.12: all operations used here, and no accounting against RLIMIT_MEMLOCK
+#define RING_ENTER_GETEVENTS 1U
+#define RING_REGISTER_WORKER_LIMITS 19
+#define RING_OFFSET_QUEUES 0
+#define RING_OFFSET_SUBMISSIONS 0x10000000
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+static size_t queues_size(const struct ring_parameters *p) {
+    return larger(p->submission.array + p->submission_entries * sizeof(uint32_t),
+                  p->completion.completions + p->completion_entries * sizeof(struct chostio_ring_completion));
+}
+
+int chostio_ring_open(uint32_t entries, struct chostio_ring *out) {
+    struct ring_parameters p = {.flags = RING_SUBMIT_ALL | RING_COOPERATIVE};
+    // The descriptor is close-on-exec.
+    int fd = (int)syscall(SYS_io_uring_setup, entries, &p);
+    if (fd < 0 && errno == EINVAL) {
+        p = (struct ring_parameters){0};  // before Linux 5.19
+        fd = (int)syscall(SYS_io_uring_setup, entries, &p);
+    }
+    if (fd < 0) return -errno;
+    int code = ENOTSUP;
+    void *submissions = MAP_FAILED;
+    uint8_t *queues = MAP_FAILED;
+    size_t submissions_size = p.submission_entries * sizeof(struct chostio_ring_submission);
+    if ((p.features & RING_SINGLE_MMAP) && (p.features & RING_NATIVE_WORKERS)) {
+        queues = mmap(NULL, queues_size(&p), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, RING_OFFSET_QUEUES);
+        if (queues != MAP_FAILED) {
+            submissions = mmap(NULL, submissions_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, RING_OFFSET_SUBMISSIONS);
+        }
+        code = errno;
+    }
+    // Some sandboxes allow the setup alone.
+    int entered = submissions == MAP_FAILED ? -code : chostio_ring_enter(fd, 0, 0);
+    if (entered < 0) {
+        if (submissions != MAP_FAILED) munmap(submissions, submissions_size);
+        if (queues != MAP_FAILED) munmap(queues, queues_size(&p));
+        close(fd);
+        return entered;
+    }
+    // What cannot start without waiting gets a worker thread of the kernel. There must be one for everything in flight: a disk that hangs
+    // must not keep them all. Before Linux 5.15 the kernel decides.
+    unsigned limits[2] = {entries, 0};
+    (void)syscall(SYS_io_uring_register, fd, RING_REGISTER_WORKER_LIMITS, limits, 2);
+    // A child made by fork has no thread that would reap, so it must not share the queues either.
+    madvise(queues, queues_size(&p), MADV_DONTFORK);
+    madvise(submissions, submissions_size, MADV_DONTFORK);
+    *out = (struct chostio_ring){
+        .fd = fd,
+        .submission_mask = *(uint32_t *)(queues + p.submission.mask),
+        .completion_mask = *(uint32_t *)(queues + p.completion.mask),
+        .submission_head = (uint32_t *)(queues + p.submission.head),
+        .submission_tail = (uint32_t *)(queues + p.submission.tail),
+        .completion_head = (uint32_t *)(queues + p.completion.head),
+        .completion_tail = (uint32_t *)(queues + p.completion.tail),
+        .submissions = submissions,
+        .completions = (const struct chostio_ring_completion *)(queues + p.completion.completions),
+    };
+    uint32_t *array = (uint32_t *)(queues + p.submission.array);
+    for (uint32_t i = 0; i < p.submission_entries; i++) array[i] = i;
+    return 0;
+}
+
+int chostio_ring_enter(int fd, uint32_t submit, uint32_t wait) {
+    RESULT((int)syscall(SYS_io_uring_enter, fd, submit, wait, RING_ENTER_GETEVENTS, NULL, (size_t)0));
+}
+
+int chostio_event_open(void) { RESULT(eventfd(0, EFD_CLOEXEC)); }
+
+int chostio_event_signal(int fd) { RESULT(eventfd_write(fd, 1)); }
+
 #else  // Darwin
 
 #include <sys/disk.h>
@@ -279,5 +378,9 @@ int chostio_device_sector(int fd, uint32_t *out) { RESULT(ioctl(fd, DKIOCGETBLOC
 int chostio_device_is_read_only(int fd) { (void)fd; return 0; }
 int chostio_device_discard(int fd, uint64_t o, uint64_t c) { (void)fd; (void)o; (void)c; return -ENOTSUP; }
 int chostio_device_zero_out(int fd, uint64_t o, uint64_t c) { (void)fd; (void)o; (void)c; return -ENOTSUP; }
+int chostio_ring_open(uint32_t entries, struct chostio_ring *out) { (void)entries; (void)out; return -ENOTSUP; }
+int chostio_ring_enter(int fd, uint32_t submit, uint32_t wait) { (void)fd; (void)submit; (void)wait; return -ENOTSUP; }
+int chostio_event_open(void) { return -ENOTSUP; }
+int chostio_event_signal(int fd) { (void)fd; return -ENOTSUP; }
 
 #endif

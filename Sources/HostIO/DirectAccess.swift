@@ -1,14 +1,6 @@
 internal import CHostIO
 internal import SystemPackage
 
-#if canImport(Darwin)
-internal import Darwin
-#elseif canImport(Musl)
-internal import Musl
-#else
-internal import Glibc
-#endif
-
 /// Transfers past the page cache (O_DIRECT) for callers of any alignment.
 ///
 ///     request      |----|==================|---|
@@ -18,10 +10,7 @@ internal import Glibc
 /// A buffered write leaves a dirty page, which may hold stale neighbours of its bytes; were it written back after a direct write to those
 /// neighbours, acknowledged data would be lost. So a write that has a head or a tail excludes direct writes meanwhile, and the kernel
 /// brings its page to the disk before the next direct write to it begins.
-///
-/// Synchronous: runs on the pool's threads.
-// SAFETY: `@unchecked Sendable`: all is constant but the lock, which is made for that and initialised once at an address of its own.
-@safe final class DirectAccess: @unchecked Sendable {
+final class DirectAccess: Sendable {
     private let direct: Int32
     private let buffered: Int32
     /// Alignment of offsets and lengths, and of memory; powers of two.
@@ -29,10 +18,13 @@ internal import Glibc
     private let memoryAlignment: Int
     /// From here on, no whole block follows: direct writes would make the file longer.
     private let blocksEnd: UInt64
-    private let writers: UnsafeMutablePointer<pthread_rwlock_t>
+    /// Writes of whole blocks share it, others are alone.
+    private let writers = WriteGate()
 
     /// Most bytes of a bounce buffer.
     private static let bounceByteLimit = 1 << 20
+    /// Longer copies are a thread's work: nobody else should wait for them.
+    private static let copyByteLimit = 128 << 10
 
     /// Takes over `direct`, also when it throws; borrows `buffered`.
     init(direct: Int32, buffered: Int32, path: String, byteCount: UInt64) throws(HostError) {
@@ -50,9 +42,6 @@ internal import Glibc
         memoryAlignment = max(Int(memory), 1)
         blockByteCount = max(Int(offset), 1)
         blocksEnd = byteCount & ~(UInt64(blockByteCount) - 1)
-        // SAFETY: allocated and initialised here, at an address that never changes; freed in `deinit`.
-        unsafe writers = .allocate(capacity: 1)
-        unsafe pthread_rwlock_init(writers, nil)
         // Head and tail need single blocks, never what follows them.
         _ = chostio_random_access(buffered)
         guard memory > 0, offset > 0, memoryAlignment.nonzeroBitCount == 1, blockByteCount.nonzeroBitCount == 1 else {
@@ -61,9 +50,6 @@ internal import Glibc
     }
 
     deinit {
-        // SAFETY: initialised in `init`; nobody holds the lock, as whoever does also holds `self`.
-        unsafe pthread_rwlock_destroy(writers)
-        unsafe writers.deallocate()
         _ = chostio_close(direct)
     }
 
@@ -72,12 +58,14 @@ internal import Glibc
     }
 
     /// Returns the bytes read, fewer only at the end of the file, or a negated errno.
-    func read(into memory: BorrowedMemory, at offset: UInt64) -> Int {
+    func read(into memory: BorrowedMemory, at offset: UInt64, by io: any FileIO) async -> Int {
         var done = 0
         for piece in pieces(count: memory.count, at: offset) {
             let part = memory.part(done, piece.count)
             let at = offset + UInt64(done)
-            let result = piece.isDirect ? readBlocks(into: part, at: at) : PositionalIO.read(buffered, into: part, at: at)
+            let result =
+                piece.isDirect
+                ? await readBlocks(into: part, at: at, by: io) : await io.read(buffered, into: part, at: at, isDirect: false)
             guard result >= 0 else { return result }
             done += result
             if result < piece.count { break }
@@ -86,22 +74,18 @@ internal import Glibc
     }
 
     /// Returns 0 or a negated errno.
-    func write(from memory: BorrowedMemory, at offset: UInt64, dsync: Bool) -> Int {
+    func write(from memory: BorrowedMemory, at offset: UInt64, dsync: Bool, by io: any FileIO) async -> Int {
         let pieces = pieces(count: memory.count, at: offset)
-        // SAFETY: the lock lives as long as `self`.
-        if pieces.allSatisfy(\.isDirect) {
-            unsafe pthread_rwlock_rdlock(writers)
-        } else {
-            unsafe pthread_rwlock_wrlock(writers)
-        }
-        defer { unsafe pthread_rwlock_unlock(writers) }
+        await writers.enter(alone: !pieces.allSatisfy(\.isDirect))
+        defer { writers.leave() }
         var done = 0
         for piece in pieces {
             let part = memory.part(done, piece.count)
             let at = offset + UInt64(done)
             let result =
                 piece.isDirect
-                ? writeBlocks(from: part, at: at, dsync: dsync) : PositionalIO.write(buffered, from: part, at: at, dsync: dsync)
+                ? await writeBlocks(from: part, at: at, dsync: dsync, by: io)
+                : await io.write(buffered, from: part, at: at, dsync: dsync, isDirect: false)
             guard result >= 0 else { return result }
             done += piece.count
         }
@@ -126,15 +110,15 @@ internal import Glibc
         ].filter { $0.count > 0 }
     }
 
-    private func readBlocks(into memory: BorrowedMemory, at offset: UInt64) -> Int {
-        if memory.isAligned(to: memoryAlignment) { return PositionalIO.read(direct, into: memory, at: offset) }
-        return withBounceBuffer(memory.count) { bounce in
+    private func readBlocks(into memory: BorrowedMemory, at offset: UInt64, by io: any FileIO) async -> Int {
+        if memory.isAligned(to: memoryAlignment) { return await io.read(direct, into: memory, at: offset, isDirect: true) }
+        return await withBounceBuffer(memory.count) { bounce in
             var done = 0
             while done < memory.count {
                 let part = bounce.part(0, min(bounce.count, memory.count - done))
-                let result = PositionalIO.read(direct, into: part, at: offset + UInt64(done))
+                let result = await io.read(direct, into: part, at: offset + UInt64(done), isDirect: true)
                 guard result >= 0 else { return result }
-                memory.part(done, result).copy(from: part.part(0, result))
+                await Self.copy(part.part(0, result), to: memory.part(done, result), by: io)
                 done += result
                 if result < part.count { break }
             }
@@ -142,14 +126,16 @@ internal import Glibc
         }
     }
 
-    private func writeBlocks(from memory: BorrowedMemory, at offset: UInt64, dsync: Bool) -> Int {
-        if memory.isAligned(to: memoryAlignment) { return PositionalIO.write(direct, from: memory, at: offset, dsync: dsync) }
-        return withBounceBuffer(memory.count) { bounce in
+    private func writeBlocks(from memory: BorrowedMemory, at offset: UInt64, dsync: Bool, by io: any FileIO) async -> Int {
+        if memory.isAligned(to: memoryAlignment) {
+            return await io.write(direct, from: memory, at: offset, dsync: dsync, isDirect: true)
+        }
+        return await withBounceBuffer(memory.count) { bounce in
             var done = 0
             while done < memory.count {
                 let part = bounce.part(0, min(bounce.count, memory.count - done))
-                part.copy(from: memory.part(done, part.count))
-                let result = PositionalIO.write(direct, from: part, at: offset + UInt64(done), dsync: dsync)
+                await Self.copy(memory.part(done, part.count), to: part, by: io)
+                let result = await io.write(direct, from: part, at: offset + UInt64(done), dsync: dsync, isDirect: true)
                 guard result >= 0 else { return result }
                 done += part.count
             }
@@ -157,12 +143,17 @@ internal import Glibc
         }
     }
 
+    private static func copy(_ source: BorrowedMemory, to target: BorrowedMemory, by io: any FileIO) async {
+        guard source.count > copyByteLimit else { return target.copy(from: source) }
+        await io.call { target.copy(from: source) }
+    }
+
     /// Lends `body` an aligned buffer of at most `wanted` bytes, whole blocks.
-    private func withBounceBuffer(_ wanted: Int, _ body: (BorrowedMemory) -> Int) -> Int {
+    private func withBounceBuffer(_ wanted: Int, _ body: (BorrowedMemory) async -> Int) async -> Int {
         let count = min(wanted, max(Self.bounceByteLimit, blockByteCount))
         let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: count, alignment: max(memoryAlignment, 16))
         defer { unsafe bytes.deallocate() }
         // SAFETY: freed after `body` has returned, and `body` keeps nothing of it.
-        return unsafe body(BorrowedMemory(bytes))
+        return await body(unsafe BorrowedMemory(bytes))
     }
 }

@@ -22,8 +22,14 @@ extension HostFile {
     public func writeZeroes(at offset: UInt64, count: UInt64, _ options: ZeroOptions = []) async throws(HostError) {
         try checkNothingLost("write zeroes")
         guard count > 0 else { return }
-        let result = await io.call { self.zero(offset, count, options) }
-        guard result >= 0 else { throw error(result, "write zeroes") }
+        switch await io.call({ self.zero(offset, count, options) }) {
+        case .done(let result): guard result >= 0 else { throw error(result, "write zeroes") }
+        case .mustWrite(let ranges):
+            for range in ranges {
+                let result = await writeZeroBuffers(range)
+                guard result >= 0 else { throw error(result, "write zeroes") }
+            }
+        }
         if options.contains(.durable) { try await flush() }
     }
 
@@ -54,43 +60,72 @@ extension HostFile {
         throw error(result, "prefetch")
     }
 
+    private func writeZeroBuffers(_ range: Range<UInt64>) async -> Int {
+        let size = Int(min(range.upperBound - range.lowerBound, 1 << 20))
+        let zeroes = UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 4096)
+        defer { unsafe zeroes.deallocate() }
+        unsafe zeroes.initializeMemory(as: UInt8.self, repeating: 0)
+        // SAFETY: freed when all writes are over.
+        let memory = unsafe BorrowedMemory(zeroes)
+        var position = range.lowerBound
+        while position < range.upperBound {
+            let part = memory.part(0, Int(min(UInt64(size), range.upperBound - position)))
+            let result =
+                if let direct {
+                    await direct.write(from: part, at: position, dsync: false, by: io)
+                } else {
+                    await io.write(descriptor, from: part, at: position, dsync: false, isDirect: false)
+                }
+            guard result >= 0 else { return result }
+            position += UInt64(part.count)
+        }
+        return 0
+    }
+
     // MARK: On the pool's threads
 
-    private func zero(_ offset: UInt64, _ count: UInt64, _ options: ZeroOptions) -> Int {
+    private enum Zeroing {
+        /// 0 or a negated errno.
+        case done(Int)
+        /// What is left has to be written.
+        case mustWrite([Range<UInt64>])
+    }
+
+    private func zero(_ offset: UInt64, _ count: UInt64, _ options: ZeroOptions) -> Zeroing {
         kind == .blockDevice ? zeroDisk(offset, count, options) : zeroFile(offset, count, options)
     }
 
-    private func zeroFile(_ offset: UInt64, _ count: UInt64, _ options: ZeroOptions) -> Int {
+    private func zeroFile(_ offset: UInt64, _ count: UInt64, _ options: ZeroOptions) -> Zeroing {
         if options.contains(.mayUnmap), !lacks(.punchHole) {
             let result = punchHole(offset, count)
-            if !isLack(of: .punchHole, result) { return result }
+            if !isLack(of: .punchHole, result) { return .done(result) }
         }
         if !lacks(.zeroRange) {
             let result = PositionalIO.retrying { chostio_zero_range(descriptor, offset, count) }
-            if !isLack(of: .zeroRange, result) { return result }
+            if !isLack(of: .zeroRange, result) { return .done(result) }
         }
         // tmpfs punches but has no "zero range". Allocating comes first: should room be short, nothing has changed.
         if !lacks(.punchHole), !lacks(.allocate) {
             var result = allocate(offset, count)
             if !isLack(of: .allocate, result) {
-                guard result >= 0 else { return result }
+                guard result >= 0 else { return .done(result) }
                 result = punchHole(offset, count)
                 if !isLack(of: .punchHole, result) {
-                    return result < 0 ? result : allocate(offset, count)
+                    return .done(result < 0 ? result : allocate(offset, count))
                 }
             }
         }
-        if options.contains(.fast) { return -Int(Errno.notSupported.rawValue) }
-        return writeZeroBuffers(offset, count)
+        if options.contains(.fast) { return .done(-Int(Errno.notSupported.rawValue)) }
+        return .mustWrite([offset..<offset + count])
     }
 
-    private func zeroDisk(_ offset: UInt64, _ count: UInt64, _ options: ZeroOptions) -> Int {
+    private func zeroDisk(_ offset: UInt64, _ count: UInt64, _ options: ZeroOptions) -> Zeroing {
         let (first, last) = wholeSectors(offset, count)
         if options.contains(.fast) {
             // BLKZEROOUT writes when the disk has no command, so it is fast only for a disk that has one.
-            guard first < last, zeroesByteLimit > 0 else { return -Int(Errno.notSupported.rawValue) }
+            guard first < last, zeroesByteLimit > 0 else { return .done(-Int(Errno.notSupported.rawValue)) }
         }
-        guard first < last, !lacks(.zeroOut) else { return writeZeroBuffers(offset, count) }
+        guard first < last, !lacks(.zeroOut) else { return .mustWrite([offset..<offset + count]) }
         // Punching lets the disk unmap; it fails, changing nothing, when the disk has no command for it.
         var result = -Int(Errno.notSupported.rawValue)
         if options.contains(.mayUnmap), !lacks(.punchHole) {
@@ -99,11 +134,9 @@ extension HostFile {
         }
         if PositionalIO.isUnsupported(result) {
             result = PositionalIO.retrying { chostio_device_zero_out(descriptor, first, last - first) }
-            if isLack(of: .zeroOut, result) { return writeZeroBuffers(offset, count) }
+            if isLack(of: .zeroOut, result) { return .mustWrite([offset..<offset + count]) }
         }
-        guard result >= 0 else { return result }
-        result = writeZeroBuffers(offset, first - offset)
-        return result < 0 ? result : writeZeroBuffers(last, offset + count - last)
+        return result < 0 ? .done(result) : .mustWrite([offset..<first, last..<offset + count])
     }
 
     private var zeroesByteLimit: UInt64 {
@@ -124,25 +157,5 @@ extension HostFile {
     private func wholeSectors(_ offset: UInt64, _ count: UInt64) -> (first: UInt64, last: UInt64) {
         let mask = UInt64(sectorByteCount) - 1
         return ((offset + mask) & ~mask, (offset + count) & ~mask)
-    }
-
-    private func writeZeroBuffers(_ offset: UInt64, _ count: UInt64) -> Int {
-        guard count > 0 else { return 0 }
-        let size = Int(min(count, 1 << 20))
-        let zeroes = UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 4096)
-        defer { unsafe zeroes.deallocate() }
-        // SAFETY: allocated above, all of it made bytes of 0, and freed when all writes are over.
-        unsafe zeroes.initializeMemory(as: UInt8.self, repeating: 0)
-        let memory = unsafe BorrowedMemory(zeroes)
-        var done: UInt64 = 0
-        while done < count {
-            let part = memory.part(0, Int(min(UInt64(size), count - done)))
-            let result =
-                direct?.write(from: part, at: offset + done, dsync: false)
-                ?? PositionalIO.write(descriptor, from: part, at: offset + done, dsync: false)
-            guard result >= 0 else { return result }
-            done += UInt64(part.count)
-        }
-        return 0
     }
 }

@@ -18,9 +18,9 @@ extension HostFile {
         let restOffset = offset &+ UInt64(done)
         let result: Int
         if let direct {
-            result = await io.call { direct.read(into: rest, at: restOffset) }
+            result = await direct.read(into: rest, at: restOffset, by: io)
         } else {
-            result = await io.read(descriptor, into: rest, at: restOffset)
+            result = await io.read(descriptor, into: rest, at: restOffset, isDirect: false)
         }
         guard result >= 0 else { throw error(result, "read") }
         done += result
@@ -55,8 +55,8 @@ extension HostFile {
 
     /// In direct mode never through the page cache alone: see `DirectAccess`.
     private func transfer(_ memory: BorrowedMemory, _ offset: UInt64, dsync: Bool) async -> Int {
-        guard let direct else { return await io.write(descriptor, from: memory, at: offset, dsync: dsync) }
-        return await io.call { direct.write(from: memory, at: offset, dsync: dsync) }
+        guard let direct else { return await io.write(descriptor, from: memory, at: offset, dsync: dsync, isDirect: false) }
+        return await direct.write(from: memory, at: offset, dsync: dsync, by: io)
     }
 
     private func write(at offset: UInt64, from bytes: RawSpan, flushingAfterwards: Bool) async throws(HostError) {

@@ -18,10 +18,13 @@ public final class HostFile: Sendable {
         public var isReadOnly: Bool
         /// O_DIRECT: past the page cache. Transfers of any alignment still work; those that are aligned are faster.
         public var isDirect: Bool
+        /// Wait for the disk by io_uring, where the host has it (`HostFile.ringRefusal`), and not on threads.
+        public var usesRing: Bool
 
-        public init(isReadOnly: Bool = false, isDirect: Bool = false) {
+        public init(isReadOnly: Bool = false, isDirect: Bool = false, usesRing: Bool = false) {
             self.isReadOnly = isReadOnly
             self.isDirect = isDirect
+            self.usesRing = usesRing
         }
     }
 
@@ -60,9 +63,19 @@ public final class HostFile: Sendable {
     ///
     /// - Throws: what the host says; in direct mode also ENOTSUP when the file cannot be used past the page cache.
     public static func open(_ path: String, _ options: Options = Options()) async throws(HostError) -> HostFile {
+        try await open(path, options, ring: options.usesRing ? SharedRing.ofProcess : nil)
+    }
+
+    /// Why this process cannot have io_uring, for the operator; nil when it can. Files that wish for it use threads then.
+    public static var ringRefusal: HostError? {
+        if case .failure(let refusal) = SharedRing.ofProcess { refusal } else { nil }
+    }
+
+    /// - Parameter ring: used when there is one.
+    static func open(_ path: String, _ options: Options, ring: Result<SharedRing, HostError>?) async throws(HostError) -> HostFile {
         let result = await ThreadedFileIO.shared.call { () -> Result<HostFile, HostError> in
             do throws(HostError) {
-                return .success(try HostFile(opening: path, options))
+                return .success(try HostFile(opening: path, options, Self.io(ring)))
             } catch {
                 return .failure(error)
             }
@@ -70,12 +83,16 @@ public final class HostFile: Sendable {
         return try result.get()
     }
 
-    private init(opening path: String, _ options: Options) throws(HostError) {
+    private static func io(_ ring: Result<SharedRing, HostError>?) -> any FileIO {
+        if case .success(let ring) = ring { RingFileIO(ring) } else { ThreadedFileIO() }
+    }
+
+    private init(opening path: String, _ options: Options, _ io: any FileIO) throws(HostError) {
         guard !path.utf8.contains(0) else { throw HostError(.invalidArgument, "open", path: path, detail: "the path contains a NUL byte") }
         descriptor = try Self.openDescriptor(path, isReadOnly: options.isReadOnly, isDirect: false)
         self.path = path
         isReadOnly = options.isReadOnly
-        io = ThreadedFileIO()
+        self.io = io
         var status = chostio_stat()
         // SAFETY (here and below): the calls fill the variables that they are given and keep no address.
         var result = unsafe chostio_stat(descriptor, &status)

@@ -27,11 +27,11 @@ final class ThreadedFileIO: FileIO {
         self.threadLimit = threadLimit
     }
 
-    func read(_ descriptor: Int32, into memory: BorrowedMemory, at offset: UInt64) async -> Int {
+    func read(_ descriptor: Int32, into memory: BorrowedMemory, at offset: UInt64, isDirect: Bool) async -> Int {
         await call { PositionalIO.read(descriptor, into: memory, at: offset) }
     }
 
-    func write(_ descriptor: Int32, from memory: BorrowedMemory, at offset: UInt64, dsync: Bool) async -> Int {
+    func write(_ descriptor: Int32, from memory: BorrowedMemory, at offset: UInt64, dsync: Bool, isDirect: Bool) async -> Int {
         await call { PositionalIO.write(descriptor, from: memory, at: offset, dsync: dsync) }
     }
 

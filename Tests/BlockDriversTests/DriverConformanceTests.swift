@@ -6,12 +6,17 @@ import Testing
 /// The file systems that every machine has: one on a disk, one in memory.
 private let parents = ["/tmp", "/dev/shm"]
 
+/// Who waits for the disk: threads, and io_uring where this kernel has it. (`native` is io_uring in the modes that allow it.)
+private let waiters = [RawOptions.AIO.threads, .ioUring].filter { $0.refusal == nil }
+
 @Suite struct `The drivers obey the laws` {
     @Test(arguments: parents, RawOptions.Cache.allCases)
     func `a file, in every cache mode`(parent: String, cache: RawOptions.Cache) async throws {
         let scratch = Scratch(in: parent)
         let path = scratch.file(byteCount: 700_001)
-        try await checkConformance(steps: 150) { try await RawFile.open(path, RawOptions(cache: cache)) }
+        for aio in waiters {
+            try await checkConformance(steps: 150) { try await RawFile.open(path, RawOptions(cache: cache, aio: aio)) }
+        }
     }
 
     @Test(arguments: RawOptions.Discard.allCases, RawOptions.DetectZeroes.allCases)
@@ -28,7 +33,9 @@ private let parents = ["/tmp", "/dev/shm"]
         let scratch = Scratch()
         let path = scratch.file(byteCount: size)
         try await checkConformance(steps: 100) { try await RawFile.open(path) }
-        try await checkConformance(steps: 50) { try await RawFile.open(path, RawOptions(cache: .none)) }
+        for aio in waiters {
+            try await checkConformance(steps: 50) { try await RawFile.open(path, RawOptions(cache: .none, aio: aio)) }
+        }
     }
 
     @Test(arguments: [RawOptions.Cache.writeback, .directsync])
@@ -36,6 +43,7 @@ private let parents = ["/tmp", "/dev/shm"]
         let scratch = Scratch()
         let path = scratch.file(contents: (0..<100_001).map { UInt8(truncatingIfNeeded: $0 * 7 >> 3) })
         try await checkConformance(steps: 200) { try await RawFile.open(path, RawOptions(isReadOnly: true, cache: cache)) }
+        try await checkConformance(steps: 200) { try await RawFile.open(path, RawOptions(isReadOnly: true, cache: cache, aio: .ioUring)) }
     }
 
     @Test func `a window of a file and of memory`() async throws {
@@ -63,7 +71,9 @@ private let parents = ["/tmp", "/dev/shm"]
     func `a loop device`(sector: Int, cache: RawOptions.Cache) async throws {
         let scratch = Scratch(in: "/dev/shm")
         let loop = try #require(LoopDevice(over: scratch.file(byteCount: 4 << 20), sector: sector))
-        try await checkConformance(steps: 100) { try await RawFile.open(loop.path, RawOptions(cache: cache)) }
+        for aio in waiters {
+            try await checkConformance(steps: 100) { try await RawFile.open(loop.path, RawOptions(cache: cache, aio: aio)) }
+        }
     }
 }
 

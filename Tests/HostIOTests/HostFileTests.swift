@@ -12,12 +12,17 @@ import Glibc
 /// The file systems that every machine has: one on a disk, one in memory.
 let parents = (["/tmp", "/dev/shm"] as [String]).filter { access($0, W_OK) == 0 }
 
+/// How files are opened: through the page cache and past it, by threads and, where this kernel has it, by io_uring.
+let modes = ([false, true] as [Bool]).filter { !$0 || HostFile.ringRefusal == nil }.flatMap { usesRing in
+    ([false, true] as [Bool]).map { HostFile.Options(isDirect: $0, usesRing: usesRing) }
+}
+
 @Suite struct `A host file` {
-    @Test(arguments: parents, [false, true])
-    func `reads back what was written, at any alignment`(parent: String, isDirect: Bool) async throws {
+    @Test(arguments: parents, modes)
+    func `reads back what was written, at any alignment`(parent: String, mode: HostFile.Options) async throws {
         let scratch = Scratch(in: parent)
         let size = 1_300_007
-        let file = try await HostFile.open(scratch.file(byteCount: size), .init(isDirect: isDirect))
+        let file = try await HostFile.open(scratch.file(byteCount: size), mode)
         var model = [UInt8](repeating: 0, count: size)
         var random = SystemRandomNumberGenerator()
         for round in 0..<60 {
@@ -41,10 +46,11 @@ let parents = (["/tmp", "/dev/shm"] as [String]).filter { access($0, W_OK) == 0 
         #expect(file.byteCount == UInt64(size))
     }
 
-    @Test func `keeps concurrent direct writes apart that share a page`() async throws {
+    @Test(arguments: modes.filter(\.isDirect))
+    func `keeps concurrent direct writes apart that share a page`(mode: HostFile.Options) async throws {
         let scratch = Scratch()
         let size = 256 << 10
-        let file = try await HostFile.open(scratch.file(byteCount: size), .init(isDirect: true))
+        let file = try await HostFile.open(scratch.file(byteCount: size), mode)
         for round in 0..<10 {
             await withTaskGroup(of: Void.self) { group in
                 // Odd lengths: nearly every write has a head and a tail in a neighbour's block.
@@ -63,9 +69,10 @@ let parents = (["/tmp", "/dev/shm"] as [String]).filter { access($0, W_OK) == 0 
         }
     }
 
-    @Test func `stays in step when many requests run at once`() async throws {
+    @Test(arguments: modes)
+    func `stays in step when many requests run at once`(mode: HostFile.Options) async throws {
         let scratch = Scratch()
-        let file = try await HostFile.open(scratch.file(byteCount: 64 << 20))
+        let file = try await HostFile.open(scratch.file(byteCount: 64 << 20), mode)
         try await withThrowingTaskGroup(of: Void.self) { group in
             for index in 0..<256 {
                 group.addTask {
@@ -79,11 +86,11 @@ let parents = (["/tmp", "/dev/shm"] as [String]).filter { access($0, W_OK) == 0 
     }
 
     // S-EXP-06, S-BUG-13
-    @Test(arguments: [0, 1, 511, 1000, 4097], [false, true])
-    func `has the size of its file, to the byte`(size: Int, isDirect: Bool) async throws {
+    @Test(arguments: [0, 1, 511, 1000, 4097], modes)
+    func `has the size of its file, to the byte`(size: Int, mode: HostFile.Options) async throws {
         let scratch = Scratch()
         let path = scratch.file(contents: pattern(size))
-        let file = try await HostFile.open(path, .init(isDirect: isDirect))
+        let file = try await HostFile.open(path, mode)
         #expect(file.byteCount == UInt64(size))
         #expect(file.kind == .regular)
         try await file.write(pattern(size, seed: 9), at: 0)
@@ -93,11 +100,11 @@ let parents = (["/tmp", "/dev/shm"] as [String]).filter { access($0, W_OK) == 0 
     }
 
     // S-BLK-01, S-BLK-06
-    @Test(arguments: parents, [false, true])
-    func `fails, and gives no zeroes, when its file has become shorter`(parent: String, isDirect: Bool) async throws {
+    @Test(arguments: parents, modes)
+    func `fails, and gives no zeroes, when its file has become shorter`(parent: String, mode: HostFile.Options) async throws {
         let scratch = Scratch(in: parent)
         let path = scratch.file(contents: pattern(100_000))
-        let file = try await HostFile.open(path, .init(isDirect: isDirect))
+        let file = try await HostFile.open(path, mode)
         #expect(truncate(path, 50_000) == 0)
         #expect(file.byteCount == 100_000, "the size is that of the opening")
         #expect(try await file.bytes(at: 0, 50_000) == Array(pattern(100_000).prefix(50_000)))
@@ -127,19 +134,21 @@ let parents = (["/tmp", "/dev/shm"] as [String]).filter { access($0, W_OK) == 0 
         #expect(!file.writeNow(pattern(4096), at: 0))
     }
 
-    @Test func `refuses everything after it was closed, and is not somebody else's file`() async throws {
+    @Test(arguments: modes)
+    func `refuses everything after it was closed, and is not somebody else's file`(mode: HostFile.Options) async throws {
         let scratch = Scratch()
-        let file = try await HostFile.open(scratch.file(contents: pattern(8192)), .init(isDirect: true))
-        let plain = try await HostFile.open(file.path)
-        for file in [file, plain] {
-            file.close()
-            file.close()
-            let other = try await HostFile.open(scratch.file("other", contents: pattern(8192, seed: 5)))
-            #expect(await hostError { try await file.bytes(at: 0, 10) }?.name == "EBADF")
-            #expect(await hostError { try await file.write([1], at: 0) }?.name == "EBADF")
-            #expect(file.bytesNow(at: 0, 10) == nil)
-            #expect(try await other.bytes(at: 0, 10) == Array(pattern(8192, seed: 5).prefix(10)))
+        let file = try await HostFile.open(scratch.file(contents: pattern(8192)), mode)
+        file.close()
+        file.close()
+        let other = try await HostFile.open(scratch.file("other", contents: pattern(8192, seed: 5)))
+        for count in [10, 4096] {
+            #expect(await hostError { try await file.bytes(at: 0, count) }?.name == "EBADF")
+            #expect(await hostError { try await file.write(pattern(count), at: 0) }?.name == "EBADF")
+            #expect(await hostError { try await file.write(pattern(count), at: 0, durable: true) }?.name == "EBADF")
+            #expect(file.bytesNow(at: 0, count) == nil)
         }
+        #expect(await hostError { try await file.flush() }?.name == "EBADF")
+        #expect(try await other.bytes(at: 0, 8192) == pattern(8192, seed: 5))
     }
 
     @Test func `names what it could not open, and why`() async throws {
@@ -160,9 +169,12 @@ let parents = (["/tmp", "/dev/shm"] as [String]).filter { access($0, W_OK) == 0 
         #expect(try await HostFile.open("/dev/null").kind == .characterDevice)
     }
 
-    @Test func `is not written when it was opened to be read`() async throws {
+    @Test(arguments: modes)
+    func `is not written when it was opened to be read`(mode: HostFile.Options) async throws {
         let scratch = Scratch()
-        let file = try await HostFile.open(scratch.file(contents: [1, 2, 3]), .init(isReadOnly: true))
+        var mode = mode
+        mode.isReadOnly = true
+        let file = try await HostFile.open(scratch.file(contents: [1, 2, 3]), mode)
         await #expect(throws: HostError.self) { try await file.write([9], at: 0) }
         await #expect(throws: HostError.self) { try await file.writeZeroes(at: 0, count: 3) }
         #expect(!file.writeNow([9], at: 0))

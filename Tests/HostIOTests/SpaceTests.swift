@@ -12,16 +12,16 @@ import Glibc
 @Suite struct `The space of a file` {
     private static let size = 4 << 20
 
-    private func fullFile(_ scratch: Scratch, isDirect: Bool = false) async throws -> HostFile {
-        let file = try await HostFile.open(scratch.file(contents: pattern(Self.size)), .init(isDirect: isDirect))
+    private func fullFile(_ scratch: Scratch, _ mode: HostFile.Options = .init()) async throws -> HostFile {
+        let file = try await HostFile.open(scratch.file(contents: pattern(Self.size)), mode)
         try await file.flush()
         return file
     }
 
-    @Test(arguments: parents, [false, true])
-    func `is given back by discarding`(parent: String, isDirect: Bool) async throws {
+    @Test(arguments: parents, modes)
+    func `is given back by discarding`(parent: String, mode: HostFile.Options) async throws {
         let scratch = Scratch(in: parent)
-        let file = try await fullFile(scratch, isDirect: isDirect)
+        let file = try await fullFile(scratch, mode)
         let before = try file.allocatedByteCount()
         #expect(before >= UInt64(Self.size))
         try await file.discard(at: 1 << 20, count: 2 << 20)
@@ -54,10 +54,10 @@ import Glibc
         #expect(try file.allocatedByteCount() >= 1 << 20)
     }
 
-    @Test(arguments: parents, [false, true])
-    func `is told run by run`(parent: String, isDirect: Bool) async throws {
+    @Test(arguments: parents, modes)
+    func `is told run by run`(parent: String, mode: HostFile.Options) async throws {
         let scratch = Scratch(in: parent)
-        let file = try await HostFile.open(scratch.file(byteCount: 1 << 20), .init(isDirect: isDirect))
+        let file = try await HostFile.open(scratch.file(byteCount: 1 << 20), mode)
         try await file.write(pattern(65536), at: 131_072)
         try await file.write(pattern(65536), at: 524_288)
         try await file.flush()
@@ -103,10 +103,10 @@ import Glibc
     }
 
     // S-ERR-05
-    @Test(.enabled(if: SmallFileSystem.isAvailable, "needs root and mount"), arguments: [false, true])
-    func `runs out with ENOSPC, and what is there stays usable`(durable: Bool) async throws {
+    @Test(.enabled(if: SmallFileSystem.isAvailable, "needs root and mount"), arguments: [false, true], modes)
+    func `runs out with ENOSPC, and what is there stays usable`(durable: Bool, mode: HostFile.Options) async throws {
         let small = try #require(SmallFileSystem(byteCount: 1 << 20))
-        let file = try await HostFile.open(small.file(byteCount: 8 << 20))
+        let file = try await HostFile.open(small.file(byteCount: 8 << 20), mode)
         try await file.write(pattern(256 << 10), at: 0, durable: durable)
         let error = await hostError { try await file.write(pattern(4 << 20), at: 1 << 20, durable: durable) }
         #expect(error?.name == "ENOSPC")
@@ -128,11 +128,11 @@ import Glibc
     }
 
     // The kernel tells of a lost write once; a second flush that succeeded would be a lie.
-    @Test(.enabled(if: SmallFileSystem.isAvailable && LoopDevice.isAvailable, "needs root, mount and losetup"))
-    func `that a disk lost makes every later write and flush fail`() async throws {
+    @Test(.enabled(if: SmallFileSystem.isAvailable && LoopDevice.isAvailable, "needs root, mount and losetup"), arguments: modes.filter { !$0.isDirect })
+    func `that a disk lost makes every later write and flush fail`(mode: HostFile.Options) async throws {
         let small = try #require(SmallFileSystem(byteCount: 1 << 20))
         let loop = try #require(LoopDevice(over: small.file(byteCount: 16 << 20)))
-        let disk = try await HostFile.open(loop.path)
+        let disk = try await HostFile.open(loop.path, mode)
         #expect(disk.kind == .blockDevice)
         #expect(disk.byteCount == 16 << 20)
         try await disk.write(pattern(8 << 20), at: 0)

@@ -33,12 +33,18 @@ public struct RawOptions: Equatable, Sendable {
         case unmap
     }
 
-    /// Who waits for the disk. A wish, as results do not depend on it: today the threads serve all three (`HostIO.FileIO` is the seam).
+    /// Who waits for the disk. A wish, as results do not depend on it: see `refusal`.
     public enum AIO: String, CaseIterable, Sendable {
         case threads
-        /// Linux AIO in QEMU; asks for a cache mode without the page cache, as there.
+        /// Linux AIO in QEMU, io_uring here; asks for a cache mode without the page cache, as there.
         case native
         case ioUring = "io_uring"
+
+        /// Why threads do this work instead, for the operator: "cannot use io_uring: the kernel has none (ENOSYS)". Nil when they do not, or
+        /// were asked to.
+        public var refusal: String? { usesRing ? HostFile.ringRefusal?.description : nil }
+
+        var usesRing: Bool { self != .threads }
     }
 
     public var isReadOnly: Bool
@@ -73,7 +79,7 @@ public struct RawOptions: Equatable, Sendable {
     }
 
     var hostOptions: HostFile.Options {
-        HostFile.Options(isReadOnly: isReadOnly, isDirect: cache.isDirect)
+        HostFile.Options(isReadOnly: isReadOnly, isDirect: cache.isDirect, usesRing: aio.usesRing)
     }
 }
 

@@ -68,4 +68,50 @@ int chostio_device_is_read_only(int fd);
 int chostio_device_discard(int fd, uint64_t offset, uint64_t count);
 int chostio_device_zero_out(int fd, uint64_t offset, uint64_t count);
 
+// io_uring (Linux 5.12 and later; layouts and numbers: include/uapi/linux/io_uring.h, which some C libraries' headers lack)
+
+/// One submission. Fields that no operation here uses are `zero`.
+struct chostio_ring_submission {
+    uint8_t operation, flags;
+    uint16_t zero_priority;
+    int32_t fd;
+    uint64_t offset;
+    uint64_t address;
+    uint32_t count;
+    uint32_t operation_flags;
+    uint64_t user_data;
+    uint64_t zero[3];
+};
+
+struct chostio_ring_completion {
+    uint64_t user_data;
+    int32_t result;
+    uint32_t flags;
+};
+
+enum { CHOSTIO_RING_READ = 22, CHOSTIO_RING_WRITE = 23 };
+/// RWF_DSYNC.
+enum { CHOSTIO_RING_DSYNC = 2 };
+
+/// A ring and where its parts are mapped: for as long as the process lives.
+struct chostio_ring {
+    int fd;
+    uint32_t submission_mask, completion_mask;
+    /// Indices that only grow, modulo 2^32. The kernel moves `submission_head` and `completion_tail`, we the others.
+    uint32_t *submission_head, *submission_tail, *completion_head, *completion_tail;
+    struct chostio_ring_submission *submissions;
+    const struct chostio_ring_completion *completions;
+};
+
+/// Makes a ring for `entries` submissions (a power of two) and twice as many completions. -ENOTSUP: the kernel's is too old.
+int chostio_ring_open(uint32_t entries, struct chostio_ring *out);
+/// Submits `submit` entries and waits until there are `wait` completions. Returns how many were submitted.
+int chostio_ring_enter(int fd, uint32_t submit, uint32_t wait);
+/// A counter to wake a thread with: reading it waits until it is not 0.
+int chostio_event_open(void);
+int chostio_event_signal(int fd);
+
+static inline uint32_t chostio_load_acquire(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+static inline void chostio_store_release(uint32_t *word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+
 #endif

@@ -11,6 +11,9 @@ enum ImageOpener {
     /// - Throws: `.runtime` naming the file.
     static func open(_ plan: ExportPlan, expectsProbing: Bool, logger: Logger) async throws(ToolError) -> Export {
         let (device, name) = try await device(plan)
+        if case .file = plan.source, let refusal = plan.storage.aio.refusal {
+            logger.warning("\(refusal): '\(name)' is served by threads, not aio=\(plan.storage.aio.rawValue)")
+        }
         do throws(ToolError) {
             if !plan.isFormatGiven, case .file = plan.source {
                 try await checkFormat(of: device, plan, name, expectsProbing, logger)

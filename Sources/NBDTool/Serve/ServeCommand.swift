@@ -66,7 +66,7 @@ struct ServeCommand: AsyncParsableCommand {
         @Option(name: .long, help: ArgumentHelp("off (default), on or unmap.", valueName: "mode"))
         var detectZeroes: String?
 
-        @Option(name: .long, help: ArgumentHelp("threads, native or io_uring (default: the best there is).", valueName: "mode"))
+        @Option(name: .long, help: ArgumentHelp("threads, native or io_uring (default: threads).", valueName: "mode"))
         var aio: String?
     }
 

@@ -1,0 +1,87 @@
+internal import Synchronization
+
+/// File calls through a ring, of which one file takes its share only: a disk that hangs keeps that, and the calls on other files go on.
+///
+/// The ring is for what starts without waiting: direct transfers, and short reads through the page cache. The kernel would give everything
+/// else (buffered writes, syncs, fallocate) to a worker thread of its own; ours cost the same, and each file has its share of them.
+final class RingFileIO: FileIO {
+    private struct State {
+        var runningCount = 0
+        /// Longer than nothing only when `callLimit` calls run.
+        var waiting: [CheckedContinuation<Void, Never>] = []
+
+        mutating func enter(_ limit: Int) -> Bool {
+            guard runningCount < limit else { return false }
+            runningCount += 1
+            return true
+        }
+    }
+
+    private let ring: SharedRing
+    private let callLimit: Int
+    private let threads = ThreadedFileIO()
+    private let state = Mutex(State())
+
+    /// Longer reads through the page cache would keep the ring's thread busy with copying what is there already.
+    private static let copyByteLimit = 128 << 10
+
+    /// - Parameter callLimit: most calls in the ring at once, at least 1.
+    init(_ ring: SharedRing, callLimit: Int = 64) {
+        precondition(callLimit > 0)
+        self.ring = ring
+        self.callLimit = callLimit
+    }
+
+    func read(_ descriptor: Int32, into memory: BorrowedMemory, at offset: UInt64, isDirect: Bool) async -> Int {
+        guard isDirect || memory.count <= Self.copyByteLimit else {
+            return await threads.read(descriptor, into: memory, at: offset, isDirect: isDirect)
+        }
+        return await run(RingCall(.read, descriptor, memory, at: offset))
+    }
+
+    func write(_ descriptor: Int32, from memory: BorrowedMemory, at offset: UInt64, dsync: Bool, isDirect: Bool) async -> Int {
+        guard isDirect else { return await threads.write(descriptor, from: memory, at: offset, dsync: dsync, isDirect: isDirect) }
+        return await run(RingCall(.write, descriptor, memory, at: offset, dsync: dsync))
+    }
+
+    func datasync(_ descriptor: Int32) async -> Int {
+        await threads.datasync(descriptor)
+    }
+
+    func submit(_ work: @escaping @Sendable () -> Void) {
+        threads.submit(work)
+    }
+
+    private func run(_ call: RingCall) async -> Int {
+        await enter()
+        let outcome = await ring.run(call)
+        leave()
+        switch outcome {
+        case .finished(let result): return result
+        case .unfinished(let call): return await threads.call { call.perform() }
+        }
+    }
+
+    private func enter() async {
+        if state.withLock({ $0.enter(callLimit) }) { return }
+        await withCheckedContinuation { continuation in
+            let isInside = state.withLock { state in
+                // Looked at again: a call may have ended in between.
+                if state.enter(callLimit) { return true }
+                state.waiting.append(continuation)
+                return false
+            }
+            if isInside { continuation.resume() }
+        }
+    }
+
+    /// Whoever waits takes over the place.
+    private func leave() {
+        let next = state.withLock { state -> CheckedContinuation<Void, Never>? in
+            if !state.waiting.isEmpty { return state.waiting.removeFirst() }
+            state.runningCount -= 1
+            return nil
+        }
+        next?.resume()
+    }
+}
