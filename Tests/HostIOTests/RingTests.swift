@@ -28,12 +28,13 @@ private let hasRing: ConditionTrait = .enabled(
             for index in 0..<10_000 {
                 group.addTask {
                     let block = index * 7 % blockCount
+                    let contents = Array(expected[block * 4096..<block * 4096 + 4096])
                     if index % 10 == 0 {
                         // The same bytes again: whoever reads them meanwhile sees no difference.
-                        try await file.write(Array(expected[block * 4096..<block * 4096 + 4096]), at: UInt64(block * 4096), durable: index % 100 == 0)
+                        try await file.write(contents, at: UInt64(block * 4096), durable: index % 100 == 0)
                         return false
                     }
-                    return try await file.bytes(at: UInt64(block * 4096), 4096) != Array(expected[block * 4096..<block * 4096 + 4096])
+                    return try await file.bytes(at: UInt64(block * 4096), 4096) != contents
                 }
             }
             return try await group.reduce(0) { $0 + ($1 ? 1 : 0) }

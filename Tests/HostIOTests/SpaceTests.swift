@@ -128,7 +128,9 @@ import Glibc
     }
 
     // The kernel tells of a lost write once; a second flush that succeeded would be a lie.
-    @Test(.enabled(if: SmallFileSystem.isAvailable && LoopDevice.isAvailable, "needs root, mount and losetup"), arguments: modes.filter { !$0.isDirect })
+    @Test(
+        .enabled(if: SmallFileSystem.isAvailable && LoopDevice.isAvailable, "needs root, mount and losetup"),
+        arguments: modes.filter { !$0.isDirect })
     func `that a disk lost makes every later write and flush fail`(mode: HostFile.Options) async throws {
         let small = try #require(SmallFileSystem(byteCount: 1 << 20))
         let loop = try #require(LoopDevice(over: small.file(byteCount: 16 << 20)))
