@@ -13,13 +13,6 @@ struct ReplyEncoder {
     /// Longest text of an error reply, in characters: QEMU's client closes on payloads above 1000 bytes (P-REP-07).
     static let textLimit = 200
 
-    init(mode: ReplyMode, cookie: UInt64, offset: UInt64, trace: Tracer?) {
-        self.mode = mode
-        self.cookie = cookie
-        self.offset = offset
-        self.trace = trace
-    }
-
     /// Bytes in front of the data of a READ.
     var dataHeaderByteCount: Int {
         mode == .simple ? SimpleReply.byteCount : ChunkHeader.byteCount(mode) + 8

@@ -19,8 +19,6 @@ struct ReplyQueue {
     private var taken: [ByteBuffer] = []
     private var spare: [ByteBuffer] = []
 
-    var isEmpty: Bool { byteCount == 0 }
-
     /// Lets `body` append up to `room` bytes behind the last reply. What it appends is kept if it returns true.
     mutating func append(room: Int, _ body: (inout ByteBuffer) -> Bool) -> Bool {
         if tail.writableBytes < room {

@@ -21,11 +21,12 @@ extension Transmission {
             guard readNow(Int(request.count), encoder) else { return false }
         case .write where request.flags.subtracting(.payloadLength).isEmpty:
             guard mapper.mapWrite(range, into: &segments), writeNow(payload) else { return false }
-            _ = replies.append(room: 32) {
-                encoder.success(into: &$0)
-                return true
+            _ = enqueue { replies in
+                replies.append(room: ChunkHeader.byteCount(.extended)) {
+                    encoder.success(into: &$0)
+                    return true
+                }
             }
-            lease.charge(encoder.successByteCount)
         default:
             return false
         }
@@ -36,17 +37,18 @@ extension Transmission {
     /// Header and data straight into the queue of replies.
     private func readNow(_ count: Int, _ encoder: ReplyEncoder) -> Bool {
         let byteCount = encoder.dataHeaderByteCount + count
-        let isDone = replies.append(room: byteCount) { buffer in
-            var isComplete = false
-            buffer.writeWithOutputRawSpan(minimumWritableBytes: byteCount) { output in
-                encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &output)
-                for segment in segments.segments where !segment.readNow(into: &output) { return }
-                isComplete = output.byteCount == byteCount
+        let isDone = enqueue { replies in
+            replies.append(room: byteCount) { buffer in
+                var isComplete = false
+                buffer.writeWithOutputRawSpan(minimumWritableBytes: byteCount) { output in
+                    encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &output)
+                    for segment in segments.segments where !segment.readNow(into: &output) { return }
+                    isComplete = output.byteCount == byteCount
+                }
+                return isComplete
             }
-            return isComplete
         }
         guard isDone else { return false }
-        lease.charge(byteCount)
         if trace != nil { encoder.traceData(position: encoder.offset, count: count) }
         return true
     }
@@ -56,8 +58,4 @@ extension Transmission {
         guard segments.segments.count == 1 else { return false }
         return segments.segments[0].writeNow(from: payload.readableBytesSpan)
     }
-}
-
-extension ReplyEncoder {
-    var successByteCount: Int { mode == .extended ? ChunkHeader.byteCount(.extended) : SimpleReply.byteCount }
 }

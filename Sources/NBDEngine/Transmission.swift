@@ -108,10 +108,7 @@ public final class Transmission {
         requestsInFlight -= 1
         guard !isAbandoned else { return }
         lease.release(completion.cost)
-        for reply in completion.replies {
-            lease.charge(reply.readableBytes)
-            replies.append(reply)
-        }
+        for reply in completion.replies { enqueue { $0.append(reply) } }
         advance()
     }
 
@@ -367,8 +364,14 @@ public final class Transmission {
     private func refuse(_ refusal: RequestRules.Refusal, _ header: RequestHeader) {
         let encoder = ReplyEncoder(mode: rules.mode, cookie: header.cookie, offset: header.offset, trace: trace)
         let reply = encoder.reply { encoder.failure(refusal.error, refusal.text, into: &$0) }
-        lease.charge(reply.readableBytes)
-        replies.append(reply)
+        enqueue { $0.append(reply) }
+    }
+
+    /// Lets `append` add to the replies, and accounts for what it added.
+    func enqueue<Result>(_ append: (inout ReplyQueue) -> Result) -> Result {
+        let before = replies.byteCount
+        defer { lease.charge(replies.byteCount - before) }
+        return append(&replies)
     }
 }
 

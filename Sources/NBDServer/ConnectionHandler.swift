@@ -210,7 +210,7 @@ final class ConnectionHandler: ChannelInboundHandler {
         for request in work {
             Task(executorPreference: executor) {
                 let completion = await request.run()
-                bound.value.completed(completion, transmission: bound.value.transmission)
+                bound.value.completed(completion)
             }
         }
     }
@@ -225,7 +225,7 @@ final class ConnectionHandler: ChannelInboundHandler {
         }
     }
 
-    private func completed(_ completion: AwaitedRequest.Completion, transmission: Transmission?) {
+    private func completed(_ completion: AwaitedRequest.Completion) {
         guard let transmission else { return }  // the connection is gone, and so is its share of the budget
         lastProgress = .now()
         transmission.complete(completion)

@@ -12,12 +12,13 @@ extension NBDServer {
     /// Lets the system find TCP peers that are gone without a word (S-CLI-11): keepalive probes while the connection is idle, a limit for
     /// unacknowledged data while it is not. Nagle's delay is off by NIO's default (P-GEN-02).
     func watchPeer(_ channel: any Channel) {
-        guard peerTimeLimit > .zero, let options = channel.syncOptions else { return }
+        let limit = configuration.peerTimeLimit
+        guard limit > .zero, let options = channel.syncOptions else { return }
         switch channel.localAddress {
         case .v4, .v6: break
         default: return
         }
-        let seconds = Int(min(max(3, peerTimeLimit.components.seconds), 1_000_000))
+        let seconds = Int(min(max(3, limit.components.seconds), 1_000_000))
         // A socket that refuses one of them is served all the same.
         try? options.setOption(.socketOption(.so_keepalive), value: 1)
         #if os(Linux)

@@ -19,11 +19,15 @@ import Synchronization
 public final class NBDServer: Service, Sendable {
     private enum Phase { case idle, starting, serving, draining, ended }
 
+    private struct Connection {
+        let channel: any Channel
+        let handler: NIOLoopBound<ConnectionHandler>
+    }
+
     private struct State {
         var phase = Phase.idle
         var listeners: [any Channel] = []
-        var connections: [UInt64: NIOLoopBound<ConnectionHandler>] = [:]
-        var channels: [UInt64: any Channel] = [:]
+        var connections: [UInt64: Connection] = [:]
         var nextConnection: UInt64 = 1
         var attachedCount = 0
         var uris: [String] = []
@@ -32,7 +36,7 @@ public final class NBDServer: Service, Sendable {
         var waitingForConnections: [CheckedContinuation<Void, Never>] = []
     }
 
-    private let configuration: Configuration
+    let configuration: Configuration
     private let registry: ExportRegistry
     private let exports: [Export]
     private let budget: MemoryBudget
@@ -59,10 +63,8 @@ public final class NBDServer: Service, Sendable {
     /// Where clients find each export, for each listener with an address: NBD URIs. Filled by `start()`.
     public var uris: [String] { state.withLock { $0.uris } }
 
-    var peerTimeLimit: Duration { configuration.peerTimeLimit }
-
     /// For tests: what NIO knows of each connection.
-    var connectedChannels: [any Channel] { state.withLock { Array($0.channels.values) } }
+    var connectedChannels: [any Channel] { state.withLock { $0.connections.values.map(\.channel) } }
 
     /// Connections at this moment.
     public var connectionCount: Int { state.withLock { $0.connections.count } }
@@ -138,14 +140,12 @@ public final class NBDServer: Service, Sendable {
         let handler = ConnectionHandler(identity: identity, environment: environment, listener: listener, loop: channel.eventLoop)
         let bound = NIOLoopBound(handler, eventLoop: channel.eventLoop)
         let isDraining = state.withLock { state in
-            state.connections[id] = bound
-            state.channels[id] = channel
+            state.connections[id] = Connection(channel: channel, handler: bound)
             return state.phase == .draining || state.phase == .ended
         }
         channel.closeFuture.whenComplete { [self] _ in
             let (waiting, isOver) = state.withLock { state in
                 state.connections[id] = nil
-                state.channels[id] = nil
                 guard state.connections.isEmpty else { return ([CheckedContinuation<Void, Never>](), false) }
                 defer { state.waitingForConnections = [] }
                 // Without a listening socket nobody can come after the last client (`.connected`).
@@ -211,13 +211,9 @@ public final class NBDServer: Service, Sendable {
 
     private func drain() async {
         await closeListeners()
-        for connection in state.withLock({ Array($0.connections.values) }) {
-            connection.eventLoop.execute { connection.value.drain() }
-        }
+        onEachConnection { $0.drain() }
         let deadline = group.any().scheduleTask(in: TimeAmount(configuration.drainLimit)) { [self] in
-            for connection in state.withLock({ Array($0.connections.values) }) {
-                connection.eventLoop.execute { connection.value.cut() }
-            }
+            onEachConnection { $0.cut() }
         }
         await withCheckedContinuation { continuation in
             let isEmpty = state.withLock { state in
@@ -228,6 +224,14 @@ public final class NBDServer: Service, Sendable {
             if isEmpty { continuation.resume() }
         }
         deadline.cancel()
+    }
+
+    /// Each on its own loop.
+    private func onEachConnection(_ act: @escaping @Sendable (ConnectionHandler) -> Void) {
+        for connection in state.withLock({ Array($0.connections.values) }) {
+            let handler = connection.handler
+            connection.channel.eventLoop.execute { act(handler.value) }
+        }
     }
 
     private func closeListeners() async {
