@@ -179,8 +179,8 @@ class TestSingle:
                 # The client says that nothing more will come, but could still read.
                 with contextlib.suppress(OSError):
                     link.link.shutdown(socket.SHUT_WR)
-                with contextlib.suppress(TimeoutError, wire.Closed):
-                    while link.receive(1):
+                with contextlib.suppress(TimeoutError, ConnectionResetError):
+                    while link.link.recv(MIB):
                         pass
             else:
                 link.link.close()
