@@ -63,7 +63,8 @@ let package = Package(
         // Engine
         room("NBDEngine", ["NBDProtocol", "Block", nioCore]),
         // Workshops
-        room("NBDServer", ["NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
+        .target(name: "CSockets"),
+        room("NBDServer", ["NBDEngine", "NBDProtocol", "Block", "CSockets", nioCore, nioPosix, log, lifecycle]),
         room("NBDClient", ["NBDProtocol", nioCore, nioPosix, systemPackage]),
         room("BlockDrivers", ["Block", "HostIO"]),
         room("BlockDeviceConformance", ["Block"]),

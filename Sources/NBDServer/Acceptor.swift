@@ -1,128 +1,104 @@
-import NBDProtocol
 import NIOCore
 import NIOPosix
+import Synchronization
 
-#if canImport(Darwin)
-import Darwin
-#elseif canImport(Musl)
-import Musl
-#else
-import Glibc
-#endif
-
-/// Opens listeners and hands their connections to the server. All listening channels share one loop (see `ConnectionCount`).
-struct Acceptor {
-    let server: NBDServer
-    let loop: any EventLoop
-    let group: any EventLoopGroup
-    private let count: NIOLoopBoundBox<ConnectionCount>
-
-    init(server: NBDServer, loop: any EventLoop, group: any EventLoopGroup, connectionLimit: Int) {
-        self.server = server
-        self.loop = loop
-        self.group = group
-        count = NIOLoopBoundBox.makeBoxSendingValue(ConnectionCount(limit: connectionLimit), eventLoop: loop)
+/// Lets clients in: one thread waits at all listening sockets of a server and takes one client after the other, while there are places.
+///
+/// At the limit it waits at none of them, so that new clients stay in the backlog (S-SRV-04), until `wake` says that somebody has left.
+final class Acceptor: Sendable {
+    struct Door: Sendable {
+        let listener: Listener
+        let socket: ListeningSocket
     }
 
-    /// - Parameter freePort: what port 0 got on another address; it is tried first, so that a server has one port if possible.
-    func open(_ listener: Listener, preferringPort freePort: Int? = nil) async throws(ServerError) -> [any Channel] {
-        do {
-            switch listener.address {
-            case .tcp(let host, port: 0):
-                if let freePort, let channels = try? await openTCP(listener, host: host, port: freePort) { return channels }
-                return try await openTCP(listener, host: host, port: 0)
-            case .tcp(let host, let port):
-                return try await openTCP(listener, host: host, port: port)
-            case .unix(let path):
-                return [try await bootstrap(listener).bind(to: SocketAddress(unixDomainSocketPath: path)).get()]
-            case .inherited(let descriptor):
-                return [try await bootstrap(listener).withBoundSocket(descriptor).get()]
-            case .connected(let descriptor):
-                try await connect(listener, descriptor)
-                return []
-            }
-        } catch let error as ServerError {
-            throw error
-        } catch {
-            throw ServerError(.cannotListen, "cannot listen on \(listener.address.text): \(reason(error))")
-        }
+    /// Who gets the clients.
+    struct Host: Sendable {
+        /// Whether there is a place for one more.
+        var hasPlace: @Sendable () -> Bool
+        /// Takes a client over, at once: whether there is a place for the next one is asked right after.
+        var receive: @Sendable (CInt, Listener) -> Void
+        /// Told each time the system refuses.
+        var cannotAccept: @Sendable (IOError) -> Void
     }
 
-    /// Each address of the host; with port 0, the port that the first one got.
-    private func openTCP(_ listener: Listener, host: String, port: Int) async throws -> [any Channel] {
-        guard (0...65535).contains(port) else {
-            throw ServerError(.cannotListen, "cannot listen on \(listener.address.text): the port is not between 0 and 65535")
-        }
-        var channels: [any Channel] = []
-        var port = port
-        for var address in try await Resolver.addresses(host: host, port: port) {
-            address.port = port
-            do {
-                let channel = try await bootstrap(listener).bind(to: address).get()
-                channels.append(channel)
-                port = channel.localAddress?.port ?? port
-            } catch {
-                // A name such as "localhost" may have an IPv6 address on a machine without IPv6.
-                if let error = error as? IOError, error.errnoCode == EADDRNOTAVAIL || error.errnoCode == EAFNOSUPPORT, !channels.isEmpty {
-                    continue
-                }
-                for channel in channels { try? await channel.close() }
-                throw error
-            }
-        }
-        return channels
+    /// After a refusal, for want of descriptors or memory, the listener tries again after so long: what is lacking will hardly be there
+    /// before, and the client that waits would keep this thread running.
+    static let pause = Duration.seconds(1)
+
+    private struct State {
+        var isStopping = false
+        var isOver = false
+        var waiting: [CheckedContinuation<Void, Never>] = []
     }
 
-    private func bootstrap(_ listener: Listener) -> ServerBootstrap {
-        let isTCP = if case .unix = listener.address { false } else { true }
-        let server = server
-        return ServerBootstrap(group: loop, childGroup: group)
-            .serverChannelOption(.backlog, value: 4096)
-            .serverChannelOption(.socketOption(.so_reuseaddr), value: isTCP ? 1 : 0)
-            .serverChannelOption(.maxMessagesPerRead, value: 1)
-            .serverChannelInitializer { [count] channel in
-                channel.eventLoop.makeCompletedFuture {
-                    try channel.pipeline.syncOperations.addHandler(AcceptGate(count.value) { server.cannotAccept($0) })
-                }
+    private let doors: [Door]
+    private let host: Host
+    private let accept: @Sendable (ListeningSocket) -> ListeningSocket.Answer
+    private let waiter: SocketWaiter
+    private let threads = NIOThreadPool(numberOfThreads: 1)
+    private let state = Mutex(State())
+
+    /// Begins to let clients in; `close` must follow.
+    ///
+    /// - Parameter accept: another one is for tests.
+    /// - Throws: for want of descriptors; then the sockets are still the caller's to close.
+    init(
+        _ doors: [Door], host: Host,
+        accept: @escaping @Sendable (ListeningSocket) -> ListeningSocket.Answer = { $0.accept() }
+    ) throws(IOError) {
+        self.doors = doors
+        self.host = host
+        self.accept = accept
+        waiter = try SocketWaiter()
+        threads.start()
+        threads.submit { [self] _ in run() }
+    }
+
+    /// There may be a place again.
+    func wake() { waiter.wake() }
+
+    /// Turns away who waits. When this returns, nobody is let in any more, all sockets are closed and the thread is gone.
+    func close() async {
+        // The end of the threads alone would not do: work that they have not begun is done elsewhere and waited for by nobody.
+        await withCheckedContinuation { continuation in
+            let isOver = state.withLock { state in
+                state.isStopping = true
+                if !state.isOver { state.waiting.append(continuation) }
+                return state.isOver
             }
-            .childChannelOption(.autoRead, value: false)
-            .childChannelOption(.allowRemoteHalfClosure, value: true)
-            .childChannelOption(.maxMessagesPerRead, value: 4)
-            .childChannelOption(.recvAllocator, value: AdaptiveRecvByteBufferAllocator(minimum: 4096, initial: 65536, maximum: 1 << 20))
-            .childChannelOption(.writeBufferWaterMark, value: .init(low: 1 << 20, high: 64 << 20))
-            .childChannelInitializer { channel in
-                channel.eventLoop.makeCompletedFuture {
-                    server.watchPeer(channel)
-                    try server.adopt(channel, listener: listener)
+            if isOver { continuation.resume() }
+            waiter.wake()
+        }
+        try? await threads.shutdownGracefully()
+    }
+
+    private func run() {
+        var resting: [ContinuousClock.Instant?] = Array(repeating: nil, count: doors.count)
+        // Who is asked first: with few places, nobody else would be asked for long.
+        var first = 0
+        while !state.withLock(\.isStopping) {
+            let now = ContinuousClock.now
+            for index in doors.indices { if let end = resting[index], end <= now { resting[index] = nil } }
+            let mayEnter = host.hasPlace()
+            let ready = waiter.wait(
+                for: doors.indices.map { mayEnter && resting[$0] == nil ? doors[$0].socket.descriptor : nil },
+                atMost: mayEnter ? resting.compactMap { $0 }.min().map { $0 - now } : nil)
+            for index in ready.filter({ $0 >= first }) + ready.filter({ $0 < first }) where host.hasPlace() {
+                first = (index + 1) % doors.count
+                switch accept(doors[index].socket) {
+                case .client(let descriptor): host.receive(descriptor, doors[index].listener)
+                case .nobody: break
+                case .refused(let error):
+                    host.cannotAccept(error)
+                    resting[index] = .now + Self.pause
                 }
             }
-    }
-
-    /// A connected socket becomes a connection at once.
-    private func connect(_ listener: Listener, _ descriptor: CInt) async throws {
-        let server = server
-        _ = try await ClientBootstrap(group: group)
-            .channelOption(.autoRead, value: false)
-            .channelOption(.allowRemoteHalfClosure, value: true)
-            .channelInitializer { channel in
-                channel.eventLoop.makeCompletedFuture { try server.adopt(channel, listener: listener) }
-            }
-            .withConnectedSocket(descriptor).get()
-    }
-
-    private func reason(_ error: any Error) -> String {
-        guard let error = error as? IOError else { return "\(error)" }
-        return systemMessage(error.errnoCode)
-    }
-}
-
-extension Listener.Address {
-    /// As a person would write it.
-    var text: String {
-        switch self {
-        case .tcp(let host, let port): host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)"
-        case .unix(let path): path.sanitized(limit: 200)
-        case .inherited(let descriptor), .connected(let descriptor): "descriptor \(descriptor)"
         }
+        for door in doors { door.socket.close() }
+        let waiting = state.withLock { state in
+            state.isOver = true
+            return state.waiting
+        }
+        for continuation in waiting { continuation.resume() }
     }
 }

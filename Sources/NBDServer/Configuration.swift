@@ -8,9 +8,9 @@ public struct Listener: Equatable, Sendable {
         case tcp(host: String, port: Int)
         /// A path; one that begins with NUL is abstract (Linux).
         case unix(path: String)
-        /// A listening socket that somebody else has bound, as systemd does. Owned by the server from then on.
+        /// A listening socket that somebody else has bound, as systemd does. Owned by the server from its start on, also when that fails.
         case inherited(descriptor: CInt)
-        /// A connected socket: serves one client and then ends. Owned by the server from then on.
+        /// A connected socket: serves one client and then ends. Owned by the server in the same way.
         case connected(descriptor: CInt)
     }
 

@@ -29,6 +29,8 @@ final class ConnectionHandler: ChannelInboundHandler {
     let identity: ConnectionIdentity
     let environment: ConnectionEnvironment
     let listener: Listener
+    /// The connection's socket, while the channel is open; nil: not known.
+    let descriptor: CInt?
     let executor: LoopExecutor
     private var context: ChannelHandlerContext?
     private var handshake: ServerHandshake?
@@ -45,10 +47,11 @@ final class ConnectionHandler: ChannelInboundHandler {
     private var isClosing = false
     private var isDraining = false
 
-    init(identity: ConnectionIdentity, environment: ConnectionEnvironment, listener: Listener, loop: any EventLoop) {
+    init(identity: ConnectionIdentity, environment: ConnectionEnvironment, listener: Listener, descriptor: CInt?, loop: any EventLoop) {
         self.identity = identity
         self.environment = environment
         self.listener = listener
+        self.descriptor = descriptor
         executor = LoopExecutor(loop)
     }
 

@@ -10,7 +10,7 @@ import Glibc
 
 extension NBDServer {
     /// Lets the system find TCP peers that are gone without a word (S-CLI-11): keepalive probes while the connection is idle, a limit for
-    /// unacknowledged data while it is not. Nagle's delay is off by NIO's default (P-GEN-02).
+    /// unacknowledged data while it is not.
     func watchPeer(_ channel: any Channel) {
         let limit = configuration.peerTimeLimit
         guard limit > .zero, let options = channel.syncOptions else { return }

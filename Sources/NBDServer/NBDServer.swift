@@ -26,7 +26,9 @@ public final class NBDServer: Service, Sendable {
 
     private struct State {
         var phase = Phase.idle
-        var listeners: [any Channel] = []
+        var acceptor: Acceptor?
+        /// Clients on the way from the acceptor to their event loop. They take places as connections do.
+        var arriving: Set<UInt64> = []
         var connections: [UInt64: Connection] = [:]
         var nextConnection: UInt64 = 1
         var attachedCount = 0
@@ -34,6 +36,9 @@ public final class NBDServer: Service, Sendable {
         /// Who waits for the end of the phases that lead to `draining` and to no connection.
         var waitingForDrain: [CheckedContinuation<Void, Never>] = []
         var waitingForConnections: [CheckedContinuation<Void, Never>] = []
+
+        var placesTaken: Int { arriving.count + connections.count }
+        var isDraining: Bool { phase == .draining || phase == .ended }
     }
 
     let configuration: Configuration
@@ -41,7 +46,7 @@ public final class NBDServer: Service, Sendable {
     private let exports: [Export]
     private let budget: MemoryBudget
     private let journal: Journal
-    private let group: any EventLoopGroup
+    let group: any EventLoopGroup
     private let state = Mutex(State())
 
     /// - Throws: `.invalidExport` for two exports of one name, a default export that does not exist, a name or size out of range.
@@ -67,7 +72,7 @@ public final class NBDServer: Service, Sendable {
     var connectedChannels: [any Channel] { state.withLock { $0.connections.values.map(\.channel) } }
 
     /// Connections at this moment.
-    public var connectionCount: Int { state.withLock { $0.connections.count } }
+    public var connectionCount: Int { state.withLock { $0.placesTaken } }
 
     // MARK: Start
 
@@ -82,28 +87,21 @@ public final class NBDServer: Service, Sendable {
         }
         guard isFirst else { throw ServerError(.alreadyStarted, "the server was started before") }
         do throws(ServerError) {
-            let acceptor = Acceptor(server: self, loop: group.next(), group: group, connectionLimit: configuration.connectionLimit)
-            var freePort: Int?
-            for listener in configuration.listeners {
-                let channels = try await acceptor.open(listener, preferringPort: freePort)
-                if case .tcp(_, port: 0) = listener.address { freePort = freePort ?? channels.first?.localAddress?.port }
+            let opened = try await ListeningSocket.open(configuration.listeners)
+            for (listener, sockets) in opened {
                 let names = listener.oldstyleExport.map { [$0] } ?? registry.all.map(\.description.name)
-                state.withLock { state in
-                    state.listeners += channels
-                    for channel in channels {
-                        state.uris += names.compactMap { Self.uri(channel.localAddress, listener: listener, export: $0) }
-                    }
-                }
+                let uris = sockets.flatMap { socket in names.compactMap { Self.uri(socket.address, listener: listener, export: $0) } }
+                state.withLock { $0.uris += uris }
             }
+            try await beginAccepting(opened)
         } catch {
-            await closeListeners()
             state.withLock { $0.phase = .ended }
             throw error
         }
         let isOver = state.withLock { state in
             if state.phase == .starting { state.phase = .serving }
             // A connected client may be gone by now.
-            return state.listeners.isEmpty && state.connections.isEmpty && !configuration.listeners.isEmpty
+            return state.acceptor == nil && state.placesTaken == 0 && !configuration.listeners.isEmpty
         }
         if isOver { shutdown() }
     }
@@ -127,35 +125,66 @@ public final class NBDServer: Service, Sendable {
 
     func cannotAccept(_ error: any Error) { journal.cannotAccept(error) }
 
+    /// A place for one more, as far as `connectionLimit` goes.
+    var hasPlace: Bool {
+        configuration.connectionLimit == 0 || state.withLock { $0.placesTaken < configuration.connectionLimit }
+    }
+
+    /// - Returns: false when the server is ending: then the acceptor is the caller's to close.
+    func use(_ acceptor: Acceptor) -> Bool {
+        state.withLock { state in
+            guard !state.isDraining else { return false }
+            state.acceptor = acceptor
+            return true
+        }
+    }
+
+    /// Gives a new client its place and its number; `adopt` follows, or `ended`.
+    func arrived() -> UInt64 {
+        state.withLock { state in
+            defer { state.nextConnection += 1 }
+            state.arriving.insert(state.nextConnection)
+            return state.nextConnection
+        }
+    }
+
     /// Makes a new connection one of ours. On the connection's loop.
-    func adopt(_ channel: any Channel, listener: Listener) throws {
+    ///
+    /// - Parameters:
+    ///   - id: what `arrived` gave it.
+    ///   - descriptor: the channel's socket, and as long as that is open.
+    /// - Throws: `CancellationError` when the server is ending; then the channel is the caller's to close.
+    func adopt(_ channel: any Channel, id: UInt64, descriptor: CInt, listener: Listener) throws {
         let environment = ConnectionEnvironment(
             registry: registry, configuration: configuration, budget: budget, journal: journal,
             attachmentChanged: { [self] in attachmentChanged($0) })
-        let id = state.withLock { state in
-            defer { state.nextConnection += 1 }
-            return state.nextConnection
-        }
         let identity = ConnectionIdentity(id: id, peer: channel.remoteAddress.map(Self.describe) ?? "local")
-        let handler = ConnectionHandler(identity: identity, environment: environment, listener: listener, loop: channel.eventLoop)
+        let handler = ConnectionHandler(
+            identity: identity, environment: environment, listener: listener, descriptor: descriptor, loop: channel.eventLoop)
         let bound = NIOLoopBound(handler, eventLoop: channel.eventLoop)
-        let isDraining = state.withLock { state in
+        try state.withLock { state in
+            guard !state.isDraining else { throw CancellationError() }
+            state.arriving.remove(id)
             state.connections[id] = Connection(channel: channel, handler: bound)
-            return state.phase == .draining || state.phase == .ended
         }
-        channel.closeFuture.whenComplete { [self] _ in
-            let (waiting, isOver) = state.withLock { state in
-                state.connections[id] = nil
-                guard state.connections.isEmpty else { return ([CheckedContinuation<Void, Never>](), false) }
-                defer { state.waitingForConnections = [] }
-                // Without a listening socket nobody can come after the last client (`.connected`).
-                return (state.waitingForConnections, state.listeners.isEmpty && state.phase == .serving)
-            }
-            for continuation in waiting { continuation.resume() }
-            if isOver { shutdown() }
-        }
+        channel.closeFuture.whenComplete { [self] _ in ended(id) }
         try channel.pipeline.syncOperations.addHandler(handler)
-        if isDraining { channel.close(promise: nil) }
+    }
+
+    /// A connection is over, or never was one: its place is free. May be said more than once.
+    func ended(_ id: UInt64) {
+        let (acceptor, waiting, isOver) = state.withLock { state -> (Acceptor?, [CheckedContinuation<Void, Never>], Bool) in
+            guard state.arriving.remove(id) != nil || state.connections.removeValue(forKey: id) != nil else { return (nil, [], false) }
+            let wasFull = state.placesTaken + 1 == configuration.connectionLimit
+            let acceptor = wasFull ? state.acceptor : nil
+            guard state.placesTaken == 0 else { return (acceptor, [], false) }
+            defer { state.waitingForConnections = [] }
+            // Without a listening socket nobody can come after the last client (`.connected`).
+            return (acceptor, state.waitingForConnections, state.acceptor == nil && state.phase == .serving)
+        }
+        acceptor?.wake()
+        for continuation in waiting { continuation.resume() }
+        if isOver { shutdown() }
     }
 
     /// An address for logs.
@@ -210,14 +239,14 @@ public final class NBDServer: Service, Sendable {
     }
 
     private func drain() async {
-        await closeListeners()
+        await state.withLock { $0.acceptor.take() }?.close()
         onEachConnection { $0.drain() }
         let deadline = group.any().scheduleTask(in: TimeAmount(configuration.drainLimit)) { [self] in
             onEachConnection { $0.cut() }
         }
         await withCheckedContinuation { continuation in
             let isEmpty = state.withLock { state in
-                if state.connections.isEmpty { return true }
+                if state.placesTaken == 0 { return true }
                 state.waitingForConnections.append(continuation)
                 return false
             }
@@ -232,14 +261,6 @@ public final class NBDServer: Service, Sendable {
             let handler = connection.handler
             connection.channel.eventLoop.execute { act(handler.value) }
         }
-    }
-
-    private func closeListeners() async {
-        let listeners = state.withLock { state in
-            defer { state.listeners = [] }
-            return state.listeners
-        }
-        for channel in listeners { try? await channel.close() }
     }
 
     private func closeDevices() async {

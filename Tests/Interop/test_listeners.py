@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import stat
 
 import pytest
@@ -113,6 +114,18 @@ class TestListeners:
     def test_the_socket_is_for_its_owner_or_the_umask_says(self, serve, disk):
         server = serve(disk, preexec=lambda: os.umask(0o077))
         assert stat.S_IMODE(os.stat(server.sockets[0]).st_mode) & 0o077 == 0
+
+    def test_an_abstract_name_is_what_it_says(self, start, disk):
+        # Others connect to exactly these bytes: zeroes behind them would make another name.
+        name = f"nbd-test-{os.getpid()}"
+        server = start(servers.NBD, "serve", "--print-uri", "--socket", f"@{name}", disk)
+        assert f"%00{name}" in server.uri
+        link = socket.socket(socket.AF_UNIX)
+        link.settimeout(20)
+        link.connect(f"\0{name}")
+        with Wire.over(link) as wire:
+            assert wire.go().read(0, 4) == (0, bytes(4))
+        server.stop()
 
     def test_no_delay_on_tcp(self, serve, disk):
         # S-CLI-11, P-GEN-02: with Nagle and delayed ACKs a request would take 40 ms
