@@ -53,11 +53,17 @@ struct BenchCommand: AsyncParsableCommand {
     @Argument(help: "Where the export is: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH")
     var uri: String
 
-    func run() async throws {
-        do throws(ToolError) {
-            let plan = try BenchPlan(
+    /// - Throws: `.usage` naming the option at fault.
+    var plan: BenchPlan {
+        get throws(ToolError) {
+            try BenchPlan(
                 uri: uri, pattern: pattern, mix: mix, blockSize: blockSize, depth: depth, connections: connections, duration: duration,
                 ramp: ramp, size: size, mode: mode, seed: seed)
+        }
+    }
+
+    func run() async throws {
+        do throws(ToolError) {
             let report = try await BenchRunner.run(plan)
             print(json ? report.json.text : report.text)
             if let failures = report.tally.failures { throw .runtime(failures) }

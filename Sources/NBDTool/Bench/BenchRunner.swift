@@ -21,7 +21,7 @@ enum BenchRunner {
         let blockCount = try plan.blockCount(of: session.info)
         let payload = plan.pattern.writes ? BenchPayload(byteCount: Int(plan.blockByteCount), seed: plan.seed) : nil
 
-        let period = BenchPeriod(plan, now: BenchClock.now())
+        let period = BenchPeriod(plan)
         let watch = Task {
             for await number in signals.stream {
                 period.stop(now: BenchClock.now())
@@ -39,7 +39,9 @@ enum BenchRunner {
                             try BenchWorker(connection, plan, workload, payload, period).run()
                         }
                     }
-                    return outcome ?? .failure(.runtime("no thread for connection \(index + 1)"))
+                    if let outcome { return outcome }
+                    period.stop(now: BenchClock.now())
+                    return .failure(.runtime("the system has no thread for connection \(index + 1)"))
                 }
             }
             return await group.reduce(into: []) { $0.append($1) }

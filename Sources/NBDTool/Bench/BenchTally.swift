@@ -14,7 +14,7 @@ struct BenchTally: Sendable {
         var mean: Double { histogram.mean }
 
         @inline(__always)
-        mutating func record(_ nanoseconds: UInt64, count: UInt64 = 1) { histogram.record(min(nanoseconds, Self.limit), count: count) }
+        mutating func record(_ nanoseconds: UInt64, count: UInt64) { histogram.record(min(nanoseconds, Self.limit), count: count) }
         mutating func add(_ other: Latencies) { histogram.add(other.histogram) }
         func percentile(_ percent: Double) -> UInt64 { histogram.valueAtPercentile(percent) }
     }

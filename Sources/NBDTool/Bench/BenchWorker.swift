@@ -1,5 +1,4 @@
 import NBDProtocol
-import Synchronization
 
 #if canImport(Darwin)
 import Darwin
@@ -8,25 +7,6 @@ import Musl
 #else
 import Glibc
 #endif
-
-/// When a run counts, in nanoseconds of `BenchClock`; the same for all its connections.
-final class BenchPeriod: Sendable {
-    let start: UInt64
-    private let currentEnd: Atomic<UInt64>
-
-    init(_ plan: BenchPlan, now: UInt64) {
-        start = now + UInt64(plan.rampSeconds * 1e9)
-        currentEnd = Atomic(start + UInt64(plan.seconds * 1e9))
-    }
-
-    var end: UInt64 { currentEnd.load(ordering: .relaxed) }
-
-    /// Ends it early, for all.
-    func stop(now: UInt64) { currentEnd.min(now, ordering: .relaxed) }
-
-    /// What has counted, in seconds; 0 if it was stopped before.
-    var seconds: Double { Double(end - min(start, end)) / 1e9 }
-}
 
 /// One connection under load: the loop of one thread.
 ///
@@ -65,6 +45,7 @@ struct BenchWorker: ~Copyable {
     /// - Throws: `.runtime`: the server closed, fell silent, or broke the protocol.
     consuming func run() throws(ToolError) -> BenchTally {
         do throws(ToolError) {
+            period.awaitAll()
             lastArrival = BenchClock.now()
             while !isOver || replies.waitingCount > 0 || line.hasUnsent { try turn() }
             return tally
@@ -100,10 +81,9 @@ struct BenchWorker: ~Copyable {
 
     private mutating func fill() {
         let now = BenchClock.now()
-        while replies.hasFreeSlot {
-            let (command, offset) = workload.next()
-            let header = replies.begin(command, at: offset, sentAt: now)
-            line.add(header)
+        for _ in 0..<replies.freeCount {
+            let (isWrite, offset) = workload.next()
+            line.add(replies.begin(isWrite: isWrite, at: offset, sentAt: now))
         }
     }
 
@@ -127,12 +107,27 @@ struct BenchWorker: ~Copyable {
         } catch {
             throw .runtime("\(error)")
         }
+        // Requests that were sent together and answered together took equally long: one entry for all of them.
+        var run = (isWrite: false, sentAt: UInt64(0), count: UInt64(0))
         while let reply = replies.takeFinished() {
             if let error = reply.error {
                 tally.fail(error)
-            } else if isCounting {
-                if reply.command == .read { tally.reads.record(now - reply.sentAt) } else { tally.writes.record(now - reply.sentAt) }
+            } else if reply.sentAt == run.sentAt, reply.isWrite == run.isWrite {
+                run.count += 1
+            } else {
+                record(run, now)
+                run = (reply.isWrite, reply.sentAt, 1)
             }
+        }
+        record(run, now)
+    }
+
+    private mutating func record(_ run: (isWrite: Bool, sentAt: UInt64, count: UInt64), _ now: UInt64) {
+        guard isCounting, run.count > 0 else { return }
+        if run.isWrite {
+            tally.writes.record(now - run.sentAt, count: run.count)
+        } else {
+            tally.reads.record(now - run.sentAt, count: run.count)
         }
     }
 

@@ -1,5 +1,3 @@
-import NBDProtocol
-
 /// SplitMix64: small, quick, and the same sequence everywhere. Not for secrets.
 struct SplitMix64: RandomNumberGenerator {
     private var state: UInt64
@@ -47,7 +45,7 @@ struct BenchWorkload {
         cursor = blocks.lowerBound
     }
 
-    mutating func next() -> (command: Command, offset: UInt64) {
+    mutating func next() -> (isWrite: Bool, offset: UInt64) {
         let block: UInt64
         if pattern.isRandom {
             block = random.next(below: blocks.upperBound)
@@ -57,6 +55,6 @@ struct BenchWorkload {
             if cursor == blocks.upperBound { cursor = blocks.lowerBound }
         }
         let isWrite = pattern.isMixed ? random.next(below: 100) >= mix : pattern.writes
-        return (isWrite ? .write : .read, block * blockByteCount)
+        return (isWrite, block * blockByteCount)
     }
 }
