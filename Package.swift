@@ -22,6 +22,7 @@ let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio
 let log: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
 let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
+let histogram: Target.Dependency = .product(name: "Histogram", package: "hdrhistogram-swift")
 let systemPackage: Target.Dependency = .product(name: "SystemPackage", package: "swift-system")
 
 /// One room of the house. What it may import is exactly what is listed here (see ARCHITECTURE.md).
@@ -52,6 +53,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+        .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
     ],
     targets: [
         // Ground
@@ -71,7 +73,7 @@ let package = Package(
         // Street
         room(
             "NBDTool",
-            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "Block", "HostIO", log, lifecycle, arguments]),
+            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "Block", "HostIO", log, lifecycle, arguments, histogram]),
         .executableTarget(name: "nbd", dependencies: ["NBDTool"], swiftSettings: settings),
         // Examples, compiled and run by the tests
         .executableTarget(

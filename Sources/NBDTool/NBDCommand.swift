@@ -4,7 +4,7 @@ import ArgumentParser
 struct NBDCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "nbd",
-        abstract: "Network block devices: serve disks and look at them.",
+        abstract: "Network block devices: serve disks, look at them, and measure.",
         version: "nbd \(Version.current)",
-        subcommands: [ServeCommand.self, InfoCommand.self, ListCommand.self])
+        subcommands: [ServeCommand.self, InfoCommand.self, ListCommand.self, BenchCommand.self])
 }

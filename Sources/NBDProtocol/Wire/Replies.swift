@@ -19,6 +19,7 @@ public struct SimpleReply: Equatable, Sendable {
     }
 
     /// Reads what follows the magic.
+    @inlinable
     public init(afterMagic input: inout WireReader) throws(WireError) {
         let code: UInt32 = try input.read()
         error = code == 0 ? nil : NBDError(rawValue: code)
@@ -66,6 +67,7 @@ public struct ChunkHeader: Equatable, Sendable {
     }
 
     /// Reads what follows the magic.
+    @inlinable
     public init(afterMagic input: inout WireReader, mode: ReplyMode) throws(WireError) {
         flags = ChunkFlags(rawValue: try input.read())
         type = ChunkType(rawValue: try input.read())

@@ -14,6 +14,7 @@ public struct RequestHeader: Equatable, Sendable {
     /// Bytes concerned; with `.payloadLength` in extended mode, bytes that follow the header. Unchecked.
     public var length: UInt64
 
+    @inlinable
     public init(flags: CommandFlags = [], command: Command, cookie: UInt64, offset: UInt64 = 0, length: UInt64 = 0) {
         self.flags = flags
         self.command = command
@@ -44,6 +45,7 @@ public struct RequestHeader: Equatable, Sendable {
     }
 
     /// Writes the header; in the compact modes only the low 32 bits of `length` exist.
+    @inlinable
     public func encode(into output: inout OutputRawSpan, mode: ReplyMode) {
         output.appendBigEndian(mode == .extended ? Magic.extendedRequest : Magic.request)
         output.appendBigEndian(flags.rawValue)
