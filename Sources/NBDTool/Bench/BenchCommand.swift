@@ -47,6 +47,12 @@ struct BenchCommand: AsyncParsableCommand {
     @Option(help: ArgumentHelp("Other numbers give other offsets and other data.", valueName: "number"))
     var seed: UInt64 = 1
 
+    @Option(
+        help: ArgumentHelp(
+            "How long to look for replies before sleeping, so that the server is measured and not how long it takes to wake a client. (default: 50 for one connection, 0 for several)",
+            valueName: "microseconds"))
+    var poll: Int?
+
     @Flag(help: "Print one JSON object.")
     var json = false
 
@@ -58,7 +64,7 @@ struct BenchCommand: AsyncParsableCommand {
         get throws(ToolError) {
             try BenchPlan(
                 uri: uri, pattern: pattern, mix: mix, blockSize: blockSize, depth: depth, connections: connections, duration: duration,
-                ramp: ramp, size: size, mode: mode, seed: seed)
+                ramp: ramp, size: size, mode: mode, seed: seed, poll: poll)
         }
     }
 

@@ -56,7 +56,11 @@ import Glibc
     private static let pieceLimit = 1024
     private static let headerByteCountLimit = 32
 
-    init(_ socket: BenchSocket, mode: ReplyMode, depth: Int, payload: BenchPayload?) {
+    /// Nanoseconds to look for replies before the thread sleeps.
+    private let pollLimit: UInt64
+
+    init(_ socket: BenchSocket, mode: ReplyMode, depth: Int, payload: BenchPayload?, pollLimit: UInt64 = 0) {
+        self.pollLimit = pollLimit
         self.socket = socket
         self.mode = mode
         self.payload = payload
@@ -161,7 +165,12 @@ import Glibc
             filled -= taken
             taken = 0
         }
-        let count = unsafe recv(socket.descriptor, inbox + filled, Self.inboxByteCount - filled, waiting ? 0 : Self.noWait)
+        var count = receive(Self.noWait)
+        if waiting, count < 0, errno == EAGAIN {
+            let end = BenchClock.now() + pollLimit
+            while count < 0, errno == EAGAIN, BenchClock.now() < end { count = receive(Self.noWait) }
+            if count < 0, errno == EAGAIN { count = receive(0) }
+        }
         if count > 0 {
             filled += count
             return true
@@ -169,6 +178,11 @@ import Glibc
         if count == 0 { throw .closed }
         guard errno == EAGAIN || errno == EINTR else { throw .failed(errno) }
         return false
+    }
+
+    private func receive(_ flags: Int32) -> Int {
+        // SAFETY: the kernel gets the free part of the inbox.
+        unsafe recv(socket.descriptor, inbox + filled, Self.inboxByteCount - filled, flags)
     }
 
     /// Waits until bytes can be received or sent, but no longer than that many milliseconds. - Returns: whether there are bytes to receive.

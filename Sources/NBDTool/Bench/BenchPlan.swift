@@ -34,15 +34,20 @@ struct BenchPlan: Equatable, Sendable {
     var byteCount: UInt64?
     /// The best kind of replies to ask for.
     var mode = ReplyMode.structured
+    /// Microseconds that a connection looks for replies before it sleeps: to be woken takes longer than most servers need, and would be
+    /// measured with them. Nil: as long as a connection has a core for itself.
+    var pollMicroseconds: Int?
     /// Decides the order of random requests and the bytes that are written.
     var seed: UInt64 = 1
 
     init(uri: NBDURI) { self.uri = uri }
 
+    var pollNanoseconds: UInt64 { UInt64(pollMicroseconds ?? (connectionCount == 1 ? 50 : 0)) * 1000 }
+
     /// What was typed. - Throws: `.usage` naming the option at fault.
     init(
         uri: String, pattern: String, mix: Int?, blockSize: String, depth: Int, connections: Int, duration: Double, ramp: Double,
-        size: String?, mode: String, seed: UInt64
+        size: String?, mode: String, seed: UInt64, poll: Int? = nil
     ) throws(ToolError) {
         do {
             self.uri = try NBDURI(parsing: uri)
@@ -54,6 +59,10 @@ struct BenchPlan: Equatable, Sendable {
             throw .usage("--pattern: '\(pattern.sanitized())' is none of \(names)")
         }
         self.pattern = named
+        if let poll {
+            guard (0...10_000).contains(poll) else { throw .usage("--poll: \(poll) is not a number of microseconds, 0 to 10000") }
+            pollMicroseconds = poll
+        }
         if let mix {
             guard named.isMixed else { throw .usage("--mix goes with --pattern rw and randrw") }
             guard (0...100).contains(mix) else { throw .usage("--mix: \(mix) is not a percentage of reads, 0 to 100") }

@@ -34,7 +34,7 @@ struct BenchWorker: ~Copyable {
 
     init(_ connection: BenchConnection, _ plan: BenchPlan, _ workload: BenchWorkload, _ payload: BenchPayload?, _ period: BenchPeriod) {
         connection.socket.setTimeLimit(milliseconds: Self.lookMilliseconds)
-        line = BenchLine(connection.socket, mode: connection.session.mode, depth: plan.depth, payload: payload)
+        line = BenchLine(connection.socket, mode: connection.session.mode, depth: plan.depth, payload: payload, pollLimit: plan.pollNanoseconds)
         replies = BenchReplies(depth: plan.depth, blockByteCount: plan.blockByteCount, mode: connection.session.mode)
         self.workload = workload
         self.period = period
