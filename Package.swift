@@ -66,7 +66,7 @@ let package = Package(
         room("NBDEngine", ["NBDProtocol", "Block", nioCore]),
         // Workshops
         .target(name: "CSockets"),
-        room("NBDServer", ["NBDEngine", "NBDProtocol", "Block", "CSockets", nioCore, nioPosix, log, lifecycle]),
+        room("NBDServer", ["NBDEngine", "NBDProtocol", "Block", "HostIO", "CSockets", nioCore, nioPosix, log, lifecycle]),
         room("NBDClient", ["NBDProtocol", nioCore, nioPosix, systemPackage]),
         room("BlockDrivers", ["Block", "HostIO"]),
         room("BlockDeviceConformance", ["Block"]),
@@ -84,7 +84,7 @@ let package = Package(
         tests("HostIOTests", ["HostIO"]),
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
         tests("NBDProtocolTests", ["NBDProtocol"]),
-        tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", nioCore]),
+        tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", "HostIO", nioCore]),
         tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers", nioCore, nioPosix]),
         tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
         tests("NBDToolTests", ["NBDTool", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),

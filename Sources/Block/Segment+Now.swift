@@ -7,6 +7,25 @@ extension Segment {
         }
     }
 
+    /// Whether the bytes can be sent from where they lie, without waiting for a disk.
+    public var isAtHand: Bool {
+        switch self {
+        case .file(let file, let offset, let count): file.isAtHand(offset, count)
+        case .zeroes: true
+        }
+    }
+
+    /// What follows the first `byteCount` bytes.
+    ///
+    /// - Precondition: there are as many.
+    public func dropFirst(_ byteCount: Int) -> Segment {
+        precondition(byteCount >= 0 && byteCount <= self.byteCount)
+        return switch self {
+        case .file(let file, let offset, let count): .file(file, offset: offset + UInt64(byteCount), count: count - byteCount)
+        case .zeroes(let count): .zeroes(count: count - byteCount)
+        }
+    }
+
     /// Appends the segment's bytes to `output`, which has room for them, if that can be done without waiting for a disk.
     public func readNow(into output: inout OutputRawSpan) -> Bool {
         switch self {
@@ -29,5 +48,13 @@ extension Segment {
         case .zeroes:
             return false
         }
+    }
+}
+
+extension SegmentList {
+    /// Whether all of them can be sent from where they lie.
+    public var areAtHand: Bool {
+        for segment in segments where !segment.isAtHand { return false }
+        return true
     }
 }

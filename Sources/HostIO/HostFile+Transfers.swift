@@ -23,6 +23,7 @@ extension HostFile {
             result = await io.read(descriptor, into: rest, at: restOffset, isDirect: false)
         }
         guard result >= 0 else { throw error(result, "read") }
+        mapping?.learn(restOffset, result)
         done += result
         if done < memory.count { throw endOfFile(offset &+ UInt64(done), missing: memory.count - done) }
     }
@@ -51,6 +52,7 @@ extension HostFile {
             }
         }
         guard result >= 0 else { throw error(result, "write") }
+        mapping?.learn(offset, memory.count)
     }
 
     /// In direct mode never through the page cache alone: see `DirectAccess`.
@@ -108,17 +110,35 @@ extension HostFile {
     private func attemptRead(at offset: UInt64, into memory: BorrowedMemory) -> Int {
         guard direct == nil, memory.count > 0 else { return 0 }
         if isInMemory {
-            return max(PositionalIO.read(descriptor, into: memory, at: offset), 0)
+            let count = max(PositionalIO.read(descriptor, into: memory, at: offset), 0)
+            mapping?.learn(offset, count)
+            return count
         }
         guard !lacks(.readNow) else { return 0 }
         // SAFETY: the whole lent memory.
         let result = Int(unsafe chostio_pread_now(descriptor, memory.address(0), memory.count, offset))
         if result < 0 { _ = isLack(of: .readNow, result) }
+        mapping?.learn(offset, result)
         return max(result, 0)
     }
 
+    /// Whether `count` bytes from `offset` on are in memory, so that a `GatherList` may send them from there. False where that cannot be known.
+    public func isAtHand(_ offset: UInt64, _ count: Int) -> Bool {
+        mapping?.isAtHand(offset, count) ?? false
+    }
+
+    /// Sending from memory has made somebody wait: nothing counts as at hand until it was read or written again.
+    public func forgetWhatIsAtHand() {
+        mapping?.forget()
+    }
+
     private func attemptWrite(at offset: UInt64, from memory: BorrowedMemory) -> Bool {
-        guard direct == nil else { return false }
+        guard direct == nil, writeAtOnce(at: offset, from: memory) else { return false }
+        mapping?.learn(offset, memory.count)
+        return true
+    }
+
+    private func writeAtOnce(at offset: UInt64, from memory: BorrowedMemory) -> Bool {
         if isInMemory {
             return PositionalIO.write(descriptor, from: memory, at: offset, dsync: false) == 0
         }
@@ -133,10 +153,10 @@ extension HostFile {
     private func riskWrite(at offset: UInt64, from memory: BorrowedMemory) -> Bool {
         // Part of a page that is not in the cache would be read from the disk first.
         guard kind == .regular, (offset | UInt64(memory.count)) % 4096 == 0 else { return false }
-        let start = StallGuard.now()
+        let start = chostio_now()
         guard state.stalls.admits(at: start) else { return false }
         let result = PositionalIO.write(descriptor, from: memory, at: offset, dsync: false)
-        state.stalls.record(start: start, end: StallGuard.now())
+        state.stalls.record(start: start, end: chostio_now())
         return result == 0
     }
 

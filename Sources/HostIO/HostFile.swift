@@ -45,6 +45,8 @@ public final class HostFile: Sendable {
     let descriptor: Int32
     /// Present in direct mode only.
     let direct: DirectAccess?
+    /// Present where what is in memory can be sent from there: not in direct mode.
+    let mapping: FileMapping?
     let io: any FileIO
     let state = State()
     let flushTurns = FlushTurns()
@@ -63,16 +65,16 @@ public final class HostFile: Sendable {
     ///
     /// - Throws: what the host says; in direct mode also ENOTSUP when the file cannot be used past the page cache.
     public static func open(_ path: String, _ options: Options = Options()) async throws(HostError) -> HostFile {
-        try await open(path, options, ring: options.usesRing ? SharedRing.ofProcess : nil)
+        try await open(path, options, ring: options.usesRing ? HostLoop.ringOfProcess : nil)
     }
 
     /// Why this process cannot have io_uring, for the operator; nil when it can. Files that wish for it use threads then.
     public static var ringRefusal: HostError? {
-        if case .failure(let refusal) = SharedRing.ofProcess { refusal } else { nil }
+        if case .failure(let refusal) = HostLoop.ringOfProcess { refusal } else { nil }
     }
 
     /// - Parameter ring: used when there is one.
-    static func open(_ path: String, _ options: Options, ring: Result<SharedRing, HostError>?) async throws(HostError) -> HostFile {
+    static func open(_ path: String, _ options: Options, ring: Result<HostLoop, HostError>?) async throws(HostError) -> HostFile {
         let result = await ThreadedFileIO.shared.call { () -> Result<HostFile, HostError> in
             do throws(HostError) {
                 return .success(try HostFile(opening: path, options, Self.io(ring)))
@@ -83,7 +85,7 @@ public final class HostFile: Sendable {
         return try result.get()
     }
 
-    private static func io(_ ring: Result<SharedRing, HostError>?) -> any FileIO {
+    private static func io(_ ring: Result<HostLoop, HostError>?) -> any FileIO {
         if case .success(let ring) = ring { RingFileIO(ring) } else { ThreadedFileIO() }
     }
 
@@ -114,6 +116,9 @@ public final class HostFile: Sendable {
             ? BlockQueue(major: status.node_major, minor: status.node_minor).isRotational
             : BlockQueue(major: status.device_major, minor: status.device_minor).isRotational
         isDirect = options.isDirect
+        mapping =
+            result >= 0 && !options.isDirect && (kind == .regular || kind == .blockDevice)
+            ? FileMapping(descriptor, byteCount: size, isDisk: kind == .blockDevice) : nil
         // Only a regular file or a disk can be read at an offset; others are opened to learn what they are.
         if result >= 0, options.isDirect, kind == .regular || kind == .blockDevice {
             do throws(HostError) {
@@ -154,6 +159,7 @@ public final class HostFile: Sendable {
         unlock()
         _ = chostio_retire(descriptor)
         direct?.retire()
+        mapping?.retire()
     }
 
     /// Bytes that the file takes up now.

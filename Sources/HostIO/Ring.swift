@@ -47,9 +47,18 @@ internal import SystemPackage
 
     private var unsubmittedCount: UInt32 { unsafe tail &- chostio_load_acquire(ring.submission_head) }
 
-    /// Submits what was pushed and waits for a completion. Returns 0 or more, or a negated errno.
-    mutating func enter() -> Int32 {
-        unsafe chostio_ring_enter(ring.fd, unsubmittedCount, 1)
+    /// Ready for input when there are completions.
+    var descriptor: Int32 { unsafe ring.fd }
+
+    var hasUnsubmitted: Bool { unsubmittedCount > 0 }
+
+    /// Submits what was pushed, without waiting. Returns 0 or more, or a negated errno.
+    mutating func submit() -> Int32 {
+        unsafe chostio_ring_enter(ring.fd, unsubmittedCount, 0)
+    }
+
+    var hasCompletion: Bool {
+        unsafe chostio_load_acquire(ring.completion_head) != chostio_load_acquire(ring.completion_tail)
     }
 
     mutating func popCompletion() -> chostio_ring_completion? {

@@ -1,6 +1,7 @@
 internal import Synchronization
 
-/// File calls through a ring, of which one file takes its share only: a disk that hangs keeps that, and the calls on other files go on.
+/// File calls through the ring of the loop that the caller runs on, or of another one. One file takes its share only: a disk that hangs keeps
+/// that, and the calls on other files go on.
 ///
 /// The ring is for what starts without waiting: direct transfers, and short reads through the page cache. The kernel would give everything
 /// else (buffered writes, syncs, fallocate) to a worker thread of its own; ours cost the same, and each file has its share of them.
@@ -17,7 +18,7 @@ final class RingFileIO: FileIO {
         }
     }
 
-    private let ring: SharedRing
+    private let loop: HostLoop
     private let callLimit: Int
     private let threads = ThreadedFileIO()
     private let state = Mutex(State())
@@ -25,10 +26,12 @@ final class RingFileIO: FileIO {
     /// Longer reads through the page cache would keep the ring's thread busy with copying what is there already.
     private static let copyByteLimit = 128 << 10
 
-    /// - Parameter callLimit: most calls in the ring at once, at least 1.
-    init(_ ring: SharedRing, callLimit: Int = 64) {
+    /// - Parameters:
+    ///   - loop: its ring is used by callers that run on no loop.
+    ///   - callLimit: most calls in rings at once, at least 1.
+    init(_ loop: HostLoop, callLimit: Int = 64) {
         precondition(callLimit > 0)
-        self.ring = ring
+        self.loop = loop
         self.callLimit = callLimit
     }
 
@@ -54,7 +57,7 @@ final class RingFileIO: FileIO {
 
     private func run(_ call: RingCall) async -> Int {
         await enter()
-        let outcome = await ring.run(call)
+        let outcome = await (HostLoop.current ?? loop).run(call)
         leave()
         switch outcome {
         case .finished(let result): return result

@@ -8,9 +8,9 @@ import Synchronization
 /// time it happens again. See docs/decisions/0010.
 struct StallGuard: ~Copyable, Sendable {
     /// A write that takes longer than this, in nanoseconds, was held up.
-    static let stallLimit: UInt64 = 1_000_000
-    static let shortestPause: UInt64 = 100_000_000
-    static let longestPause: UInt64 = 10_000_000_000
+    static let stallLimit: UInt64 = 5_000_000
+    static let shortestPause: UInt64 = 20_000_000
+    static let longestPause: UInt64 = 2_000_000_000
 
     /// No risk is taken before this time, in nanoseconds.
     private let resume = Atomic<UInt64>(0)
@@ -28,12 +28,4 @@ struct StallGuard: ~Copyable, Sendable {
         pause.store(next, ordering: .relaxed)
         resume.store(end &+ next, ordering: .relaxed)
     }
-
-    /// Nanoseconds of a clock that never goes back.
-    static func now() -> UInt64 {
-        let elapsed = origin.duration(to: .now).components
-        return UInt64(elapsed.seconds) * 1_000_000_000 + UInt64(elapsed.attoseconds / 1_000_000_000)
-    }
-
-    private static let origin = ContinuousClock.now
 }

@@ -1,69 +1,187 @@
-import NIOCore
+public import Block
+public import NIOCore
 
-/// Replies on their way out: small ones are written one behind the other into a shared buffer, large ones keep their own, so that one
-/// vectored write sends everything of a turn.
+/// A run of bytes on its way out.
+public enum OutputPiece {
+    case bytes(ByteBuffer)
+    /// Bytes that are sent from where they lie (`Transmission.sendsSegments`).
+    case segment(Segment)
+}
+
+/// Replies on their way out, in order: small ones are written one behind the other into shared buffers, large ones keep their own, and bytes
+/// that need not be copied are only named. So one vectored send takes everything of a turn.
 struct ReplyQueue {
     /// Replies up to this many bytes are worth copying.
     static let copyLimit = 8 << 10
-    static let bufferByteCount = 64 << 10
 
-    /// Buffers kept for the next replies, and their size: memory that goes back to the system costs a fault for each page when it returns.
-    static let spareLimit = 4
-    static let spareByteCountLimit = 128 << 10
+    private enum Piece {
+        /// Part of a buffer, which is named by its number since the beginning.
+        case bytes(buffer: Int, start: Int, count: Int)
+        case segment(Segment)
+    }
 
-    private var full: [ByteBuffer] = []
-    private var tail = ByteBuffer()
+    private let pool: BufferPool
+    private var pieces: [Piece] = []
+    /// The first piece that is not sent.
+    private var head = 0
+    /// Buffers that pieces name, from number `firstBuffer` on. The last one is written to while `isOpen`.
+    private var buffers: [ByteBuffer] = []
+    private var firstBuffer = 0
+    private var isOpen = false
     /// Bytes in the queue.
     private(set) var byteCount = 0
-    /// Shared buffers that were taken, in order, to be used again once they are sent.
+    /// Those of them that are only named, and take no memory of ours.
+    private var segmentByteCount = 0
+    var memoryByteCount: Int { byteCount - segmentByteCount }
+    /// Buffers that were taken, in order, to be used again once they are sent.
     private var taken: [ByteBuffer] = []
-    private var spare: [ByteBuffer] = []
+
+    init(pool: BufferPool) {
+        self.pool = pool
+        pieces.reserveCapacity(64)
+        buffers.reserveCapacity(8)
+    }
 
     /// Lets `body` append up to `room` bytes behind the last reply. What it appends is kept if it returns true.
+    @discardableResult
     mutating func append(room: Int, _ body: (inout ByteBuffer) -> Bool) -> Bool {
-        if tail.writableBytes < room {
-            if tail.readableBytes > 0 { full.append(tail) }
-            tail = spare.popLast() ?? ByteBuffer()
-            // Storage that somebody still reads is left to them; otherwise nothing is allocated.
-            tail.clear(minimumCapacity: max(room, Self.bufferByteCount))
+        if !isOpen || buffers[buffers.count - 1].writableBytes < room {
+            buffers.append(pool.take(room))
+            isOpen = true
         }
-        let start = tail.writerIndex
-        guard body(&tail) else {
-            tail.moveWriterIndex(to: start)
+        let last = buffers.count - 1
+        let start = buffers[last].writerIndex
+        guard body(&buffers[last]) else {
+            buffers[last].moveWriterIndex(to: start)
             return false
         }
-        byteCount += tail.writerIndex - start
+        added(buffer: firstBuffer + last, start: start, count: buffers[last].writerIndex - start)
         return true
     }
 
     mutating func append(_ reply: ByteBuffer) {
         let count = reply.readableBytes
         guard count > Self.copyLimit else {
-            _ = append(room: count) {
+            append(room: count) {
                 $0.writeImmutableBuffer(reply)
                 return true
             }
             return
         }
-        if tail.readableBytes > 0 { full.append(tail) }
-        tail = ByteBuffer()
-        full.append(reply)
-        byteCount += count
+        buffers.append(reply)
+        isOpen = false
+        added(buffer: firstBuffer + buffers.count - 1, start: reply.readerIndex, count: count)
     }
 
+    mutating func append(_ segments: SegmentList) {
+        for segment in segments.segments {
+            pieces.append(.segment(segment))
+            byteCount += segment.byteCount
+            segmentByteCount += segment.byteCount
+        }
+    }
+
+    private mutating func added(buffer: Int, start: Int, count: Int) {
+        guard count > 0 else { return }
+        byteCount += count
+        if head < pieces.count, case .bytes(buffer, let first, let before) = pieces[pieces.count - 1], first + before == start {
+            pieces[pieces.count - 1] = .bytes(buffer: buffer, start: first, count: before + count)
+        } else {
+            pieces.append(.bytes(buffer: buffer, start: start, count: count))
+        }
+    }
+
+    // MARK: Out, one way: taken as a whole
+
     /// Everything in the queue, in order.
+    ///
+    /// - Precondition: no segments.
     mutating func take() -> [ByteBuffer] {
-        if tail.readableBytes > 0 { full.append(tail) }
-        tail = ByteBuffer()
-        byteCount = 0
-        for buffer in full where buffer.capacity <= Self.spareByteCountLimit && taken.count < Self.spareLimit { taken.append(buffer) }
-        defer { full = [] }
-        return full
+        var output: [ByteBuffer] = []
+        for piece in pieces[head...] {
+            guard case .bytes(let number, let start, let count) = piece else { preconditionFailure("segments are not for taking") }
+            let buffer = buffers[number - firstBuffer]
+            if let slice = buffer.getSlice(at: start, length: count) { output.append(slice) }
+        }
+        taken += buffers
+        buffers.removeAll(keepingCapacity: true)
+        reset()
+        return output
     }
 
     /// Everything that was taken has left the process: its memory can be used again.
     mutating func allSent() {
-        for buffer in taken where spare.count < Self.spareLimit { spare.append(buffer) }
+        for buffer in taken { pool.give(buffer) }
         taken.removeAll(keepingCapacity: true)
+    }
+
+    // MARK: Out, the other way: shown, and dropped as it is sent
+
+    /// Shows the pieces in order, until `body` returns false.
+    func forEachPiece(_ body: (OutputPiece, Range<Int>) -> Bool) {
+        for piece in pieces[head...] {
+            let goesOn =
+                switch piece {
+                case .bytes(let number, let start, let count): body(.bytes(buffers[number - firstBuffer]), start..<start + count)
+                case .segment(let segment): body(.segment(segment), 0..<segment.byteCount)
+                }
+            if !goesOn { return }
+        }
+    }
+
+    /// Forgets the first bytes of the queue: they are sent.
+    mutating func drop(_ count: Int) {
+        precondition(count <= byteCount, "sent more than there was")
+        byteCount -= count
+        var rest = count
+        while rest > 0 {
+            switch pieces[head] {
+            case .bytes(let number, let start, let length):
+                if rest < length {
+                    pieces[head] = .bytes(buffer: number, start: start + rest, count: length - rest)
+                    return compact()
+                }
+                rest -= length
+            case .segment(let segment):
+                let length = segment.byteCount
+                segmentByteCount -= min(rest, length)
+                if rest < length {
+                    pieces[head] = .segment(segment.dropFirst(rest))
+                    return compact()
+                }
+                rest -= length
+            }
+            head += 1
+        }
+        if head == pieces.count { reset() } else { compact() }
+    }
+
+    /// Gives back the buffers that no piece names any more, and the room of pieces that are gone: a queue that is never empty must not grow.
+    private mutating func compact() {
+        var needed = firstBuffer + buffers.count - (isOpen ? 1 : 0)
+        for piece in pieces[head...] {
+            guard case .bytes(let number, _, _) = piece else { continue }
+            needed = number
+            break
+        }
+        while firstBuffer < needed {
+            pool.give(buffers.removeFirst())
+            firstBuffer += 1
+        }
+        if head >= 64 {
+            pieces.removeFirst(head)
+            head = 0
+        }
+    }
+
+    private mutating func reset() {
+        for buffer in buffers { pool.give(buffer) }
+        firstBuffer += buffers.count
+        buffers.removeAll(keepingCapacity: true)
+        pieces.removeAll(keepingCapacity: true)
+        head = 0
+        isOpen = false
+        byteCount = 0
+        segmentByteCount = 0
     }
 }

@@ -8,49 +8,60 @@ extension Transmission {
     static let nowByteCountLimit: UInt64 = 1 << 20
 
     /// Carries out a request at once if the device says where its bytes lie and they are at hand; otherwise nothing has happened.
-    func runNow(_ request: RequestRules.Request, _ payload: ByteBuffer, cost: Int, _ mapper: any RangeMapper) -> Bool {
+    mutating func runNow(_ request: RequestRules.Request, _ payload: ByteBuffer, cost: Int, _ mapper: any RangeMapper) -> Bool {
         guard request.count > 0, request.count <= min(Self.nowByteCountLimit, UInt64(session.export.blockSizes.maximumPayload)),
             let range = ByteRange(start: request.offset, count: request.count)
         else { return false }
         let encoder = ReplyEncoder(mode: rules.mode, cookie: request.cookie, offset: request.offset, trace: trace)
         segments.removeAll()
+        let before = replies.memoryByteCount
         switch request.command {
         case .read where request.flags.subtracting(.df).isEmpty:
             // Bytes at hand are sent as data without asking for holes: a hole that nobody has read is not at hand.
             guard mapper.mapRead(range, into: &segments) else { return false }
-            guard readNow(Int(request.count), encoder) else { return false }
+            let count = Int(request.count)
+            guard sendNow(count, encoder) || readNow(count, encoder) else { return false }
+            if trace != nil { encoder.traceData(position: encoder.offset, count: count) }
         case .write where request.flags.subtracting(.payloadLength).isEmpty:
             guard mapper.mapWrite(range, into: &segments), writeNow(payload) else { return false }
-            _ = enqueue { replies in
-                replies.append(room: ChunkHeader.byteCount(.extended)) {
-                    encoder.success(into: &$0)
-                    return true
-                }
+            replies.append(room: ChunkHeader.byteCount(.extended)) {
+                encoder.success(into: &$0)
+                return true
             }
         default:
             return false
         }
+        account(since: before)
         lease.release(cost)
         return true
     }
 
-    /// Header and data straight into the queue of replies.
-    private func readNow(_ count: Int, _ encoder: ReplyEncoder) -> Bool {
-        let byteCount = encoder.dataHeaderByteCount + count
-        let isDone = enqueue { replies in
-            replies.append(room: byteCount) { buffer in
-                var isComplete = false
-                buffer.writeWithOutputRawSpan(minimumWritableBytes: byteCount) { output in
-                    encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &output)
-                    for segment in segments.segments where !segment.readNow(into: &output) { return }
-                    isComplete = output.byteCount == byteCount
-                }
-                return isComplete
+    /// Only the header is written; the data is sent from where it lies.
+    private mutating func sendNow(_ count: Int, _ encoder: ReplyEncoder) -> Bool {
+        guard sendsSegments, segments.areAtHand else { return false }
+        replies.append(room: encoder.dataHeaderByteCount) { buffer in
+            buffer.writeWithOutputRawSpan(minimumWritableBytes: encoder.dataHeaderByteCount) { output in
+                encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &output)
             }
+            return true
         }
-        guard isDone else { return false }
-        if trace != nil { encoder.traceData(position: encoder.offset, count: count) }
+        replies.append(segments)
         return true
+    }
+
+    /// Header and data straight into the queue of replies.
+    private mutating func readNow(_ count: Int, _ encoder: ReplyEncoder) -> Bool {
+        let byteCount = encoder.dataHeaderByteCount + count
+        let segments = segments
+        return replies.append(room: byteCount) { buffer in
+            var isComplete = false
+            buffer.writeWithOutputRawSpan(minimumWritableBytes: byteCount) { output in
+                encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &output)
+                for segment in segments.segments where !segment.readNow(into: &output) { return }
+                isComplete = output.byteCount == byteCount
+            }
+            return isComplete
+        }
     }
 
     private func writeNow(_ payload: ByteBuffer) -> Bool {

@@ -20,12 +20,12 @@ public struct TransmissionLimits: Equatable, Sendable {
 ///
 /// - pass what arrives to `receive`, and `endOfInput` when the client has closed its side; read only while `wantsBytes`;
 /// - start a task for each request in `takeWork()`, and pass its result to `complete`, on the loop;
-/// - send `takeOutput()` in order, and call `didSend` when that has left the process;
+/// - send `takeOutput()` in order, and call `didSend` when that has left the process; or send what `forEachOutput` shows, and call `dropOutput`;
 /// - when `isFinished` and everything is sent, close; when the connection is lost, call `abandon()`.
 ///
 /// Requests that arrived together are decoded before anything is sent, up to 256 KiB of replies at a time (`shouldSend`); those whose bytes are at hand are answered at once (`mapper`),
 /// the others in the order of completion. Spec: PROTOCOL 9–11; REFERENCE 3, 4, 6 and 10.
-public final class Transmission {
+public struct Transmission: ~Copyable {
     enum Stage {
         case header
         /// A request waits for memory.
@@ -44,7 +44,11 @@ public final class Transmission {
     var lease: MemoryLease
     var stage = Stage.header
     var inbox = ByteBuffer()
-    var replies = ReplyQueue()
+    let pool: BufferPool
+    var replies: ReplyQueue
+    /// The shell sends bytes from where they lie: a READ of what is at hand (`Segment.isAtHand`) is answered without a copy. Such a shell uses
+    /// `forEachOutput`.
+    let sendsSegments: Bool
     var segments = SegmentList()
     private var work: [AwaitedRequest] = []
     /// Requests whose completion is awaited.
@@ -60,14 +64,18 @@ public final class Transmission {
 
     /// - Parameters:
     ///   - device: takes requests of any alignment (see `Emulation`).
+    ///   - pool: shared by the connections of a loop.
     ///   - wake: called from any thread when memory that was waited for is there; the shell answers with `memoryGranted()` on the loop.
     public init(
         session: Session, device: any BlockDevice, limits: TransmissionLimits = TransmissionLimits(), budget: MemoryBudget,
-        trace: Tracer? = nil, wake: @escaping @Sendable () -> Void
+        pool: BufferPool = BufferPool(), sendsSegments: Bool = false, trace: Tracer? = nil, wake: @escaping @Sendable () -> Void
     ) {
         self.session = session
         self.device = device
         self.limits = limits
+        self.pool = pool
+        self.sendsSegments = sendsSegments
+        replies = ReplyQueue(pool: pool)
         self.trace = trace
         rules = RequestRules(session)
         mapper = device.makeMapper()
@@ -78,7 +86,7 @@ public final class Transmission {
     // MARK: In
 
     /// Takes bytes from the client and does what can be done with them.
-    public func receive(_ bytes: ByteBuffer) {
+    public mutating func receive(_ bytes: ByteBuffer) {
         var bytes = bytes
         if inbox.readableBytes == 0 {
             inbox = bytes
@@ -90,30 +98,59 @@ public final class Transmission {
         advance()
     }
 
+    /// Lets `read` append bytes from the client, at most as many as it is told, to where they belong: to a payload that is being collected, or
+    /// to `buffer`, which a shell shares between its connections. Then does what can be done with them. The buffer is free again afterwards.
+    public mutating func receive<Result>(sharing buffer: inout ByteBuffer, by read: (inout OutputRawSpan, _ limit: Int) -> Result) -> Result {
+        if case .collecting(let intake, let header, var payload, let missing) = stage, inbox.readableBytes == 0,
+            missing >= Self.directByteCountFloor
+        {
+            stage = .ended  // so that the buffer has one owner while it grows
+            let start = payload.writerIndex
+            let result = payload.write(upTo: missing, by: read)
+            stage = .collecting(intake, header, payload, missing: missing - (payload.writerIndex - start))
+            payload = ByteBuffer()
+            advance()
+            return result
+        }
+        buffer.clear()
+        buffer.writeImmutableBuffer(inbox)
+        inbox.clear()
+        let result = buffer.write(upTo: max(buffer.writableBytes, 4096), by: read)
+        swap(&inbox, &buffer)
+        advance()
+        if inbox.readableBytes > 0 {
+            // Most often part of a header.
+            buffer.clear(minimumCapacity: inbox.readableBytes)
+            buffer.writeImmutableBuffer(inbox)
+        }
+        swap(&inbox, &buffer)
+        return result
+    }
+
     /// Bytes of memory behind what has arrived and is not decoded yet.
     var inboxCapacity: Int { inbox.capacity }
 
     /// The client will send nothing more: what it sent is finished and answered, then it is over. In the middle of a message this is a
     /// violation.
-    public func endOfInput() {
+    public mutating func endOfInput() {
         inputHasEnded = true
         advance()
     }
 
     /// From now on requests are answered ESHUTDOWN; what is in flight goes on (P-TERM-04).
-    public func beginShutdown() { isShuttingDown = true }
+    public mutating func beginShutdown() { isShuttingDown = true }
 
     /// The result of work that was taken.
-    public func complete(_ completion: AwaitedRequest.Completion) {
+    public mutating func complete(_ completion: AwaitedRequest.Completion) {
         requestsInFlight -= 1
         guard !isAbandoned else { return }
         lease.release(completion.cost)
-        for reply in completion.replies { enqueue { $0.append(reply) } }
+        for reply in completion.replies { enqueue(reply) }
         advance()
     }
 
     /// Replies of this many bytes have left the process.
-    public func didSend(_ byteCount: Int) {
+    public mutating func didSend(_ byteCount: Int) {
         guard !isAbandoned else { return }
         unsentByteCount -= byteCount
         if unsentByteCount == 0 { replies.allSent() }
@@ -122,19 +159,19 @@ public final class Transmission {
     }
 
     /// The answer to `wake`.
-    public func memoryGranted() {
+    public mutating func memoryGranted() {
         guard !isAbandoned else { return }
         lease.collect()
         advance()
     }
 
     /// The connection is lost: nothing can be answered any more. Work that was taken goes on and is forgotten.
-    public func abandon() {
+    public mutating func abandon() {
         guard !isAbandoned else { return }
         isAbandoned = true
         stage = .ended
         inbox = ByteBuffer()
-        replies = ReplyQueue()
+        replies = ReplyQueue(pool: pool)
         work = []
         lease.end()
         trace?(.detached(export: session.export.name))
@@ -143,16 +180,30 @@ public final class Transmission {
     // MARK: Out
 
     /// Requests to be started now.
-    public func takeWork() -> [AwaitedRequest] {
+    public mutating func takeWork() -> [AwaitedRequest] {
         guard !work.isEmpty else { return [] }
         defer { work = [] }
         return work
     }
 
     /// Replies to be sent, in order.
-    public func takeOutput() -> [ByteBuffer] {
+    public mutating func takeOutput() -> [ByteBuffer] {
         unsentByteCount += replies.byteCount
         return replies.take()
+    }
+
+    /// Shows replies to be sent, in order, until `body` returns false: the given part of each piece.
+    public func forEachOutput(_ body: (OutputPiece, Range<Int>) -> Bool) { replies.forEachPiece(body) }
+
+    /// Bytes of replies that `forEachOutput` shows.
+    public var outputByteCount: Int { replies.byteCount }
+
+    /// The first bytes of what `forEachOutput` showed have left the process. Call `proceed()` when no more can be sent now.
+    public mutating func dropOutput(_ byteCount: Int) {
+        guard !isAbandoned else { return }
+        let before = replies.memoryByteCount
+        replies.drop(byteCount)
+        lease.release(before - replies.memoryByteCount)
     }
 
     /// So many bytes of replies are waiting that they should be sent before more requests are done: send them and call `proceed()`. The
@@ -163,8 +214,10 @@ public final class Transmission {
     }
 
     /// Goes on where `shouldSend` stopped.
-    public func proceed() { advance() }
+    public mutating func proceed() { advance() }
 
+    /// Fewer bytes of a payload are worth copying if those behind them come with the same call.
+    static let directByteCountFloor = 16 << 10
     /// Bytes of replies that one turn collects before it sends.
     static let turnByteCountLimit = 256 << 10
 
@@ -173,7 +226,7 @@ public final class Transmission {
         switch stage {
         case .ended, .admission: false
         case .collecting, .discarding: true
-        case .header: mayDecode && !inputHasEnded
+        case .header: mayDecode && replies.byteCount < Self.turnByteCountLimit && !inputHasEnded
         }
     }
 
@@ -198,7 +251,7 @@ public final class Transmission {
         requestsInFlight < limits.requestLimit && replies.byteCount + unsentByteCount < limits.outputByteCountLimit
     }
 
-    private func end(_ violation: ProtocolViolation?) {
+    private mutating func end(_ violation: ProtocolViolation?) {
         stage = .ended
         inbox = ByteBuffer()
         if self.violation == nil { self.violation = violation }
@@ -207,7 +260,7 @@ public final class Transmission {
     // MARK: The machine
 
     /// Decodes and starts requests until bytes, slots or memory run out.
-    private func advance() {
+    private mutating func advance() {
         while step() {}
         guard inputHasEnded else { return }
         switch stage {
@@ -218,14 +271,14 @@ public final class Transmission {
     }
 
     /// One step; false when nothing more can be done now.
-    private func step() -> Bool {
+    private mutating func step() -> Bool {
         switch stage {
         case .header:
             return decodeHeader()
         case .admission(let intake, let header):
             return admit(intake, header)
         case .collecting(let intake, let header, var payload, let missing):
-            guard inbox.readableBytes > 0 else { return false }
+            guard missing == 0 || inbox.readableBytes > 0 else { return false }
             stage = .ended  // so that the buffer has one owner while it grows
             let taken = min(missing, inbox.readableBytes)
             if var part = inbox.readSlice(length: taken) { payload.writeBuffer(&part) }
@@ -235,6 +288,7 @@ public final class Transmission {
             }
             stage = .header
             start(intake, header, payload)
+            pool.give(payload)
             return true
         case .discarding(let refusal, let header, let remaining):
             let taken = min(remaining, inbox.readableBytes)
@@ -251,7 +305,7 @@ public final class Transmission {
         }
     }
 
-    private func decodeHeader() -> Bool {
+    private mutating func decodeHeader() -> Bool {
         let byteCount = RequestHeader.byteCount(rules.mode)
         guard mayDecode, replies.byteCount < Self.turnByteCountLimit, inbox.readableBytes >= 4 else { return false }
         let header: RequestHeader
@@ -287,7 +341,7 @@ public final class Transmission {
     }
 
     /// Takes memory for a request; without it the request waits, and nothing is read behind it.
-    private func admit(_ intake: RequestRules.Intake, _ header: RequestHeader) -> Bool {
+    private mutating func admit(_ intake: RequestRules.Intake, _ header: RequestHeader) -> Bool {
         let answer =
             switch intake {
             case .run(let request): lease.take(Self.cost(request))
@@ -304,7 +358,7 @@ public final class Transmission {
             if let whole = inbox.readSlice(length: byteCount) {
                 start(intake, header, whole)
             } else {
-                stage = .collecting(intake, header, ByteBufferAllocator().buffer(capacity: byteCount), missing: byteCount)
+                stage = .collecting(intake, header, pool.take(byteCount), missing: byteCount)
             }
         default:
             start(intake, header, ByteBuffer())
@@ -323,7 +377,7 @@ public final class Transmission {
     }
 
     /// All bytes of the request are here and its memory is taken.
-    private func start(_ intake: RequestRules.Intake, _ header: RequestHeader, _ payload: ByteBuffer) {
+    private mutating func start(_ intake: RequestRules.Intake, _ header: RequestHeader, _ payload: ByteBuffer) {
         switch intake {
         case .run(let request):
             run(request, payload, cost: Self.cost(request))
@@ -349,7 +403,7 @@ public final class Transmission {
         }
     }
 
-    private func run(_ request: RequestRules.Request, _ payload: ByteBuffer, cost: Int) {
+    private mutating func run(_ request: RequestRules.Request, _ payload: ByteBuffer, cost: Int) {
         if trace != nil, rules.isMisaligned(request) {
             trace?(.alignCompliance(request.command, offset: request.offset, length: request.count, alignment: rules.minimumBlock))
         }
@@ -357,21 +411,41 @@ public final class Transmission {
         requestsInFlight += 1
         work.append(
             AwaitedRequest(
-                request: request, payload: payload, cost: cost, device: device, mode: rules.mode,
+                request: request, payload: payload.withoutMuchAround, cost: cost, device: device, mode: rules.mode,
                 chunkByteCountLimit: UInt64(session.export.blockSizes.maximumPayload), trace: trace))
     }
 
-    private func refuse(_ refusal: RequestRules.Refusal, _ header: RequestHeader) {
+    private mutating func refuse(_ refusal: RequestRules.Refusal, _ header: RequestHeader) {
         let encoder = ReplyEncoder(mode: rules.mode, cookie: header.cookie, offset: header.offset, trace: trace)
-        let reply = encoder.reply { encoder.failure(refusal.error, refusal.text, into: &$0) }
-        enqueue { $0.append(reply) }
+        enqueue(encoder.reply { encoder.failure(refusal.error, refusal.text, into: &$0) })
     }
 
-    /// Lets `append` add to the replies, and accounts for what it added.
-    func enqueue<Result>(_ append: (inout ReplyQueue) -> Result) -> Result {
-        let before = replies.byteCount
-        defer { lease.charge(replies.byteCount - before) }
-        return append(&replies)
+    /// Accounts for the memory of replies that were added, or taken back, since it was `before`.
+    mutating func account(since before: Int) {
+        lease.charge(replies.memoryByteCount - before)
+    }
+
+    mutating func enqueue(_ reply: ByteBuffer) {
+        let before = replies.memoryByteCount
+        replies.append(reply)
+        account(since: before)
+    }
+}
+
+extension ByteBuffer {
+    /// A part of a buffer keeps all of it: rather a copy than that for long.
+    fileprivate var withoutMuchAround: ByteBuffer {
+        guard storageCapacity > 2 * max(readableBytes, 2048) else { return self }
+        var copy = ByteBuffer()
+        copy.writeImmutableBuffer(self)
+        return copy
+    }
+
+    fileprivate mutating func write<Result>(upTo limit: Int, by read: (inout OutputRawSpan, Int) -> Result) -> Result {
+        var result: Result?
+        writeWithOutputRawSpan(minimumWritableBytes: limit) { output in result = read(&output, limit) }
+        guard let result else { preconditionFailure("the buffer did not let us write") }
+        return result
     }
 }
 

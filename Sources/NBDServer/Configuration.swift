@@ -63,9 +63,22 @@ extension NBDServer {
         public var handshakeLimits = HandshakeLimits()
         /// Watches every step of every conversation. Costs nothing when nil.
         public var tracer: (@Sendable (TraceEvent, ConnectionIdentity) -> Void)?
-        /// Where connections run. nil: NIO's shared group with one loop for each core.
+        /// Whether plain connections are served by loops made for speed, where the host has them (Linux); NIO serves them otherwise. For
+        /// diagnosis: what clients see is the same.
+        public var usesFastPath = true
+        /// On the fast path, how long a loop looks for the next request before it sleeps, while requests come fast; at most a second. `.zero`:
+        /// not at all, which spares CPU time and makes each answer later.
+        public var pollLimit: Duration = .microseconds(50)
+        /// Where handshakes run, and connections that are not on the fast path. nil: NIO's shared group with one loop for each core.
         public var eventLoopGroup: (any EventLoopGroup)?
 
         public init(listeners: [Listener]) { self.listeners = listeners }
+    }
+}
+
+extension NBDServer.Configuration {
+    var pollNanoseconds: UInt64 {
+        let (seconds, attoseconds) = min(max(pollLimit, .zero), .seconds(1)).components
+        return UInt64(seconds) * 1_000_000_000 + UInt64(attoseconds / 1_000_000_000)
     }
 }

@@ -19,17 +19,12 @@ import Synchronization
 public final class NBDServer: Service, Sendable {
     private enum Phase { case idle, starting, serving, draining, ended }
 
-    private struct Connection {
-        let channel: any Channel
-        let handler: NIOLoopBound<ConnectionHandler>
-    }
-
     private struct State {
         var phase = Phase.idle
         var acceptor: Acceptor?
         /// Clients on the way from the acceptor to their event loop. They take places as connections do.
         var arriving: Set<UInt64> = []
-        var connections: [UInt64: Connection] = [:]
+        var connections: [UInt64: ConnectionHandle] = [:]
         var nextConnection: UInt64 = 1
         var attachedCount = 0
         var uris: [String] = []
@@ -47,6 +42,7 @@ public final class NBDServer: Service, Sendable {
     private let budget: MemoryBudget
     private let journal: Journal
     let group: any EventLoopGroup
+    private let fastLoops: [FastLoop]
     private let state = Mutex(State())
 
     /// - Throws: `.invalidExport` for two exports of one name, a default export that does not exist, a name or size out of range.
@@ -63,13 +59,11 @@ public final class NBDServer: Service, Sendable {
         budget = MemoryBudget(byteCountLimit: configuration.memoryLimit)
         journal = Journal(logger: logger)
         group = configuration.eventLoopGroup ?? NIOSingletons.posixEventLoopGroup
+        fastLoops = configuration.usesFastPath ? FastLoop.all() : []
     }
 
     /// Where clients find each export, for each listener with an address: NBD URIs. Filled by `start()`.
     public var uris: [String] { state.withLock { $0.uris } }
-
-    /// For tests: what NIO knows of each connection.
-    var connectedChannels: [any Channel] { state.withLock { $0.connections.values.map(\.channel) } }
 
     /// Connections at this moment.
     public var connectionCount: Int { state.withLock { $0.placesTaken } }
@@ -156,19 +150,29 @@ public final class NBDServer: Service, Sendable {
     /// - Throws: `CancellationError` when the server is ending; then the channel is the caller's to close.
     func adopt(_ channel: any Channel, id: UInt64, descriptor: CInt, listener: Listener) throws {
         let environment = ConnectionEnvironment(
-            registry: registry, configuration: configuration, budget: budget, journal: journal,
-            attachmentChanged: { [self] in attachmentChanged($0) })
+            registry: registry, configuration: configuration, budget: budget, journal: journal, fastLoops: fastLoops,
+            attachmentChanged: { [self] in attachmentChanged($0) }, moved: { [self] in moved($0, $1) }, ended: { [self] in ended($0.id) })
         let identity = ConnectionIdentity(id: id, peer: channel.remoteAddress.map(Self.describe) ?? "local")
         let handler = ConnectionHandler(
             identity: identity, environment: environment, listener: listener, descriptor: descriptor, loop: channel.eventLoop)
-        let bound = NIOLoopBound(handler, eventLoop: channel.eventLoop)
+        let bound = LoopBound(handler, handler.executor)
+        let handle = ConnectionHandle(drain: { bound.execute { $0.drain() } }, cut: { bound.execute { $0.cut() } })
         try state.withLock { state in
             guard !state.isDraining else { throw CancellationError() }
             state.arriving.remove(id)
-            state.connections[id] = Connection(channel: channel, handler: bound)
+            state.connections[id] = handle
         }
-        channel.closeFuture.whenComplete { [self] _ in ended(id) }
+        // A connection that has moved lives on without its channel.
+        channel.closeFuture.whenComplete { [self] _ in if !bound.value.hasMoved { ended(id) } }
         try channel.pipeline.syncOperations.addHandler(handler)
+    }
+
+    /// A connection has another handle from now on. Returns whether it should drain at once.
+    private func moved(_ identity: ConnectionIdentity, _ handle: ConnectionHandle) -> Bool {
+        state.withLock { state in
+            state.connections[identity.id] = handle
+            return state.isDraining
+        }
     }
 
     /// A connection is over, or never was one: its place is free. May be said more than once.
@@ -240,9 +244,9 @@ public final class NBDServer: Service, Sendable {
 
     private func drain() async {
         await state.withLock { $0.acceptor.take() }?.close()
-        onEachConnection { $0.drain() }
+        for connection in connections { connection.drain() }
         let deadline = group.any().scheduleTask(in: TimeAmount(configuration.drainLimit)) { [self] in
-            onEachConnection { $0.cut() }
+            for connection in connections { connection.cut() }
         }
         await withCheckedContinuation { continuation in
             let isEmpty = state.withLock { state in
@@ -255,13 +259,7 @@ public final class NBDServer: Service, Sendable {
         deadline.cancel()
     }
 
-    /// Each on its own loop.
-    private func onEachConnection(_ act: @escaping @Sendable (ConnectionHandler) -> Void) {
-        for connection in state.withLock({ Array($0.connections.values) }) {
-            let handler = connection.handler
-            connection.channel.eventLoop.execute { act(handler.value) }
-        }
-    }
+    private var connections: [ConnectionHandle] { state.withLock { Array($0.connections.values) } }
 
     private func closeDevices() async {
         for export in exports {

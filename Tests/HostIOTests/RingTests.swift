@@ -20,7 +20,7 @@ private let hasRing: ConditionTrait = .enabled(
         let scratch = Scratch()
         let blockCount = 1024
         let path = scratch.file(contents: pattern(blockCount * 4096))
-        let ring = Result { () throws(HostError) in try SharedRing(entryCount: entryCount) }
+        let ring = Result { () throws(HostError) in try HostLoop(entryCount: entryCount) }
         let file = try await HostFile.open(path, .init(isDirect: true), ring: ring)
         #expect(file.io is RingFileIO)
         let expected = pattern(blockCount * 4096)
@@ -67,7 +67,7 @@ private let hasRing: ConditionTrait = .enabled(
         var ends: [Int32] = [0, 0]
         #expect(pipe(&ends) == 0)
         let (output, input) = (ends[0], ends[1])
-        let io = RingFileIO(try SharedRing.ofProcess.get())
+        let io = RingFileIO(try HostLoop.ringOfProcess.get())
         let expected = pattern(80)
         let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: 100, alignment: 16)
         defer { bytes.deallocate() }
@@ -85,13 +85,9 @@ private let hasRing: ConditionTrait = .enabled(
 
     @Test(arguments: [(ENOSYS, "the kernel has none (ENOSYS)"), (EPERM, "a sandbox forbids it (EPERM)"), (ENOMEM, "ENOMEM")])
     func `that the kernel refuses is replaced by threads, and the reason told`(code: Int32, reason: String) async throws {
-        let refused = Result { () throws(HostError) in
-            try SharedRing(entryCount: 256, open: { _ throws(HostError) in throw Ring.refusal(-code) })
-        }
-        guard case .failure(let refusal) = refused else {
-            Issue.record("a ring in spite of errno \(code)")
-            return
-        }
+        let loop = try HostLoop(openRing: { _ throws(HostError) in throw Ring.refusal(-code) })
+        let refusal = try #require(loop.ringRefusal)
+        let refused = Result<HostLoop, HostError>.failure(refusal)
         #expect(refusal.description.hasPrefix("cannot use io_uring: "))
         #expect(refusal.description.contains(reason))
         let scratch = Scratch()
@@ -112,7 +108,7 @@ private let hasRing: ConditionTrait = .enabled(
 @Suite struct `A file's share of a ring` {
     /// Pipes that nobody writes to stand for a disk that hangs.
     @Test(hasRing, .timeLimit(.minutes(1))) func `is all that a disk that hangs can keep`() async throws {
-        let ring = try SharedRing(entryCount: 8)
+        let ring = try HostLoop(entryCount: 8)
         var ends: [Int32] = [0, 0]
         #expect(pipe(&ends) == 0)
         let (output, input) = (ends[0], ends[1])

@@ -19,7 +19,7 @@ import Testing
     @Test func `pauses after a slow one, twice as long each time it comes back at once`() {
         let stalls = StallGuard()
         var now = second
-        for pause in [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000] as [UInt64] {
+        for pause in [20, 40, 80, 160, 320, 640, 1280, 2000, 2000] as [UInt64] {
             stalls.record(start: now, end: now + 200_000_000)
             now += 200_000_000
             let answers = [stalls.admits(at: now + pause * 1_000_000 - 1), stalls.admits(at: now + pause * 1_000_000)]
@@ -34,11 +34,5 @@ import Testing
         stalls.record(start: 100 * second, end: 101 * second)
         let admitted = stalls.admits(at: 101 * second + StallGuard.shortestPause)
         #expect(admitted)
-    }
-
-    @Test func `has a clock that goes forward`() {
-        let first = StallGuard.now()
-        let second = StallGuard.now()
-        #expect(second >= first && second - first < 5_000_000_000)
     }
 }

@@ -45,7 +45,6 @@ def test_the_counter_counts(tmp_path):
     assert list(pathlib.Path(tmp_path).glob("counters.*"))
 
 
-@pytest.mark.xfail(strict=False, raises=AssertionError, reason="NIO allocates for each read and write; the loop on Linux that does not is being built (issue 3)")
 @pytest.mark.parametrize("load", [f"{pattern} {size} qd{depth}" for pattern, size, depth in allocations.LOADS])
 def test_warm_requests_allocate_nothing(counted, load):
     (passed, line), = thresholds.allocation_verdicts({load: counted[load]}, thresholds.load())

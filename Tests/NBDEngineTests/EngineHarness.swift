@@ -8,7 +8,7 @@ import Synchronization
 /// Plays the shell around a `Transmission`: bytes in, tasks run, replies parsed byte by byte by an independent little parser.
 final class EngineHarness {
     let device: ScriptedDevice
-    let transmission: Transmission
+    var transmission: Transmission
     let budget: MemoryBudget
     let mode: ReplyMode
     let wakes: WakeCounter
@@ -20,14 +20,20 @@ final class EngineHarness {
     /// Work taken and not run yet.
     var work: [AwaitedRequest] = []
     private var cookie: UInt64 = 0x1111_0000
+    /// As a shell does that shares one buffer between its connections, and drops output as it is sent.
+    let isSharing: Bool
+    private var shared = ByteBuffer()
+    /// With `isSharing`: how much of the output a socket takes at a time.
+    var sendLimit = Int.max
 
     init(
         _ mode: ReplyMode = .simple, device: ScriptedDevice = ScriptedDevice(), flags: TransmissionFlags? = nil,
         contexts: [MetaContext] = [.baseAllocation], limits: TransmissionLimits = TransmissionLimits(), minimumBlock: UInt32 = 1,
-        maximumPayload: UInt32 = 32 << 20,
+        maximumPayload: UInt32 = 32 << 20, isSharing: Bool = false,
         budget: MemoryBudget = MemoryBudget(byteCountLimit: 1 << 30), traces: Bool = false
     ) {
         self.device = device
+        self.isSharing = isSharing
         self.mode = mode
         self.budget = budget
         var allFlags: TransmissionFlags = [.hasFlags, .flush, .fua, .cache, .multiConn]
@@ -45,8 +51,17 @@ final class EngineHarness {
         let watch: Tracer = { log.append($0) }
         let trace = traces ? watch : nil
         transmission = Transmission(
-            session: session, device: device, limits: limits, budget: budget, trace: trace, wake: { wakes.add() })
+            session: session, device: device, limits: limits, budget: budget, sendsSegments: isSharing, trace: trace, wake: { wakes.add() })
     }
+
+    // Macros of tests take no value that cannot be copied.
+    var isFinished: Bool { transmission.isFinished }
+    var isMidMessage: Bool { transmission.isMidMessage }
+    var shouldSend: Bool { transmission.shouldSend }
+    var wantsBytes: Bool { transmission.wantsBytes }
+    var violation: ProtocolViolation? { transmission.violation }
+    var requestCount: UInt64 { transmission.requestCount }
+    var inboxCapacity: Int { transmission.inboxCapacity }
 
     /// One request header with its payload.
     func bytes(_ header: RequestHeader, _ payload: [UInt8] = []) -> [UInt8] {
@@ -66,19 +81,55 @@ final class EngineHarness {
     func feed(_ bytes: [UInt8], pieces: Int = .max) {
         var rest = bytes[...]
         while !rest.isEmpty {
-            transmission.receive(ByteBuffer(bytes: rest.prefix(pieces)))
-            rest = rest.dropFirst(pieces)
+            if isSharing {
+                let count = transmission.receive(sharing: &shared) { output, limit in
+                    let count = min(pieces, limit, rest.count)
+                    for byte in rest.prefix(count) { output.append(byte) }
+                    return count
+                }
+                rest = rest.dropFirst(count)
+                collect()
+            } else {
+                transmission.receive(ByteBuffer(bytes: rest.prefix(pieces)))
+                rest = rest.dropFirst(pieces)
+            }
         }
         collect()
     }
 
     func collect() {
         work += transmission.takeWork()
-        for buffer in transmission.takeOutput() { output += buffer.readableBytesView }
+        guard isSharing else {
+            for buffer in transmission.takeOutput() { output += buffer.readableBytesView }
+            return
+        }
+        while transmission.outputByteCount > 0 {
+            var sent: [UInt8] = []
+            transmission.forEachOutput { piece, part in
+                switch piece {
+                case .bytes(let buffer): sent += buffer.getBytes(at: part.lowerBound, length: part.count) ?? []
+                case .segment(let segment): sent += bytes(of: segment)
+                }
+                return sent.count < sendLimit
+            }
+            sent = Array(sent.prefix(sendLimit))
+            output += sent
+            transmission.dropOutput(sent.count)
+            transmission.proceed()
+            work += transmission.takeWork()
+        }
+    }
+
+    private func bytes(of segment: Segment) -> [UInt8] {
+        var buffer = ByteBuffer()
+        buffer.writeWithOutputRawSpan(minimumWritableBytes: segment.byteCount) { output in _ = segment.readNow(into: &output) }
+        precondition(buffer.readableBytes == segment.byteCount, "what was at hand is gone")
+        return Array(buffer.readableBytesView)
     }
 
     /// Everything sent so far has left.
     func acknowledge(_ byteCount: Int) {
+        if isSharing { return }  // dropped already
         transmission.didSend(byteCount)
         collect()
     }

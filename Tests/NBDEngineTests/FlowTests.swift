@@ -31,7 +31,7 @@ import Testing
             harness.feed(Array(bytes.dropFirst(cut)))
             await harness.finish()
             #expect(harness.output.count == whole.output.count, "cut at \(cut)")
-            #expect(harness.transmission.isFinished)
+            #expect(harness.isFinished)
         }
         for size in [1, 2, 3, 7, 27, 29, 31, 33, 1000] {
             let harness = EngineHarness(mode, device: ScriptedDevice(byteCount: 8192))
@@ -69,12 +69,12 @@ import Testing
             let harness = EngineHarness()
             harness.feed(harness.bytes(harness.header(.write, 0, 4), [1, 2, 3, 4]))
             if endsByDisconnect { harness.feed(harness.bytes(harness.header(.disconnect))) } else { harness.transmission.endOfInput() }
-            #expect(!harness.transmission.isFinished)
-            #expect(!harness.transmission.wantsBytes || !endsByDisconnect)
+            #expect(!harness.isFinished)
+            #expect(!harness.wantsBytes || !endsByDisconnect)
             await harness.finish()
             #expect(harness.replies.map(\.errorCode) == [nil])
-            #expect(harness.transmission.isFinished)
-            #expect(harness.transmission.violation == nil)
+            #expect(harness.isFinished)
+            #expect(harness.violation == nil)
         }
     }
 }
@@ -87,13 +87,13 @@ import Testing
         let harness = EngineHarness(limits: limits)
         for _ in 0..<10 { harness.feed(harness.bytes(harness.header(.flush))) }
         #expect(harness.work.count == 4)
-        #expect(!harness.transmission.wantsBytes)
+        #expect(!harness.wantsBytes)
         harness.transmission.complete(await harness.work.removeFirst().run())
         harness.collect()
         #expect(harness.work.count == 4)
         await harness.finish()
         #expect(harness.replies.count == 10)
-        #expect(harness.transmission.wantsBytes)
+        #expect(harness.wantsBytes)
     }
 
     // S-CO-06, S-CO-03
@@ -106,10 +106,10 @@ import Testing
             harness.transmission.complete(await harness.work.removeFirst().run())
             harness.collect()
         }
-        #expect(!harness.transmission.wantsBytes)
+        #expect(!harness.wantsBytes)
         let sent = harness.output.count
         harness.acknowledge(sent)
-        #expect(harness.transmission.wantsBytes)
+        #expect(harness.wantsBytes)
     }
 
     // S-CO-07, S-REQ-09, S-LIM-04
@@ -120,7 +120,7 @@ import Testing
         harness.feed(harness.bytes(harness.header(.read, 0, 4 << 20)))
         harness.feed(harness.bytes(harness.header(.read, 0, 512)))
         #expect(harness.work.count == 1, "the second waits for the first")
-        #expect(!harness.transmission.wantsBytes)
+        #expect(!harness.wantsBytes)
         await harness.finish()
         let expected: Int = (4 << 20) + 16 + 512 + 16
         #expect(harness.output.count == expected)
@@ -184,8 +184,8 @@ import Testing
             harness.transmission.didSend(harness.output.count - harness.acknowledged)
             harness.acknowledged = harness.output.count
         }
-        #expect(harness.transmission.inboxCapacity < 10_000)
-        #expect(harness.transmission.requestCount == 20_000)
+        #expect(harness.inboxCapacity < 10_000)
+        #expect(harness.requestCount == 20_000)
     }
 
     @Test func `refusals are bounded too`() {
@@ -195,7 +195,7 @@ import Testing
         let bad = harness.bytes(harness.header(Command(rawValue: 99)))
         harness.feed((0..<1000).flatMap { _ in bad })
         #expect(harness.output.count < 5000)
-        #expect(!harness.transmission.wantsBytes)
+        #expect(!harness.wantsBytes)
     }
 }
 
@@ -212,7 +212,7 @@ import Testing
         await harness.finish()
         #expect(harness.replies.map(\.errorCode) == [.shutdown, .shutdown, nil])
         #expect(Array(harness.device.bytes.prefix(4)) == [1, 2, 3, 4])
-        #expect(harness.transmission.isFinished)
+        #expect(harness.isFinished)
     }
 }
 
@@ -246,7 +246,7 @@ import Testing
         let count = 2 * Transmission.turnByteCountLimit / 50
         harness.transmission.receive(ByteBuffer(bytes: (0..<count).flatMap { _ in bad }))
         var turns = 0
-        while harness.transmission.shouldSend {
+        while harness.shouldSend {
             turns += 1
             let before = harness.output.count
             harness.collect()

@@ -39,14 +39,14 @@ import Testing
         for command in commands {
             let harness = EngineHarness(mode)
             harness.feed(harness.bytes(harness.header(command, 0, 512)) + harness.bytes(harness.header(.flush)))
-            #expect(harness.transmission.requestCount == 2, "\(command)")
-            #expect(!harness.transmission.isMidMessage, "\(command)")
+            #expect(harness.requestCount == 2, "\(command)")
+            #expect(!harness.isMidMessage, "\(command)")
         }
         let harness = EngineHarness(mode)
         harness.feed(harness.bytes(harness.header(.write, 0, 512)))
-        #expect(harness.transmission.isMidMessage)
+        #expect(harness.isMidMessage)
         harness.feed([UInt8](repeating: 1, count: 512) + harness.bytes(harness.header(.flush)))
-        #expect(harness.transmission.requestCount == 2 && !harness.transmission.isMidMessage)
+        #expect(harness.requestCount == 2 && !harness.isMidMessage)
     }
 
     // P-EXT-10. Found by the transmission fuzzer: the junk was answered with offset 0, and a strict client closed.

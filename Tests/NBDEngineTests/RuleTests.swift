@@ -110,8 +110,8 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
     func `bad magic closes at once and replies nothing`(mode: ReplyMode) {
         let harness = EngineHarness(mode)
         harness.feed([1, 2, 3, 4] + [UInt8](repeating: 0, count: 28))
-        #expect(harness.transmission.isFinished)
-        #expect(harness.transmission.violation == .badRequestMagic(0x0102_0304))
+        #expect(harness.isFinished)
+        #expect(harness.violation == .badRequestMagic(0x0102_0304))
         #expect(harness.output.isEmpty)
     }
 
@@ -119,7 +119,7 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
     @Test func `a compact header after extended headers were agreed closes`() {
         let harness = EngineHarness(.extended)
         harness.feed(EngineHarness(.simple).bytes(harness.header(.read, 0, 512)) + [0, 0, 0, 0])
-        #expect(harness.transmission.violation == .badRequestMagic(0x2560_9513))
+        #expect(harness.violation == .badRequestMagic(0x2560_9513))
     }
 
     // S-REQ-08, S-REQ-20, S-BUG-10
@@ -129,9 +129,9 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
         let smuggled = harness.bytes(harness.header(.read, 0, 512))
         harness.feed(harness.bytes(harness.header(.write, 0, (32 << 20) + 1)) + smuggled)
         #expect(harness.replies.map(\.errorCode) == [.invalid])
-        #expect(harness.transmission.isFinished)
+        #expect(harness.isFinished)
         #expect(harness.work.isEmpty)
-        #expect(harness.transmission.violation == .payloadTooLong(byteCount: (32 << 20) + 1))
+        #expect(harness.violation == .payloadTooLong(byteCount: (32 << 20) + 1))
     }
 
     // P-EXT-08, S-NEW-03
@@ -139,7 +139,7 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
     func `an extended payload above 32 MiB closes`(command: Command) {
         let harness = EngineHarness(.extended)
         harness.feed(harness.bytes(harness.header(command, 0, 1 << 40, .payloadLength)))
-        #expect(harness.transmission.violation == .payloadTooLong(byteCount: 1 << 40))
+        #expect(harness.violation == .payloadTooLong(byteCount: 1 << 40))
         #expect(harness.output.isEmpty)
     }
 
@@ -149,24 +149,24 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
         let harness = EngineHarness(mode)
         harness.feed(
             harness.bytes(RequestHeader(flags: [.fua, .df, .reqOne], command: .disconnect, cookie: 1, offset: .max, length: 0xFFFF_FFFF)))
-        #expect(harness.transmission.isFinished)
-        #expect(harness.transmission.violation == nil)
+        #expect(harness.isFinished)
+        #expect(harness.violation == nil)
         #expect(harness.output.isEmpty)
-        #expect(!harness.transmission.wantsBytes)
+        #expect(!harness.wantsBytes)
     }
 
     // S-REQ-02
     @Test func `the end of input is clean between requests and a violation inside one`() {
         let clean = EngineHarness()
         clean.transmission.endOfInput()
-        #expect(clean.transmission.isFinished && clean.transmission.violation == nil)
+        #expect(clean.isFinished && clean.violation == nil)
 
         let whole = clean.bytes(clean.header(.write, 0, 100)) + [UInt8](repeating: 0, count: 100)
         for count in 1..<whole.count {
             let harness = EngineHarness()
             harness.feed(Array(whole.prefix(count)))
             harness.transmission.endOfInput()
-            #expect(harness.transmission.isFinished && harness.transmission.violation == .truncated, "after \(count) bytes")
+            #expect(harness.isFinished && harness.violation == .truncated, "after \(count) bytes")
         }
     }
 }

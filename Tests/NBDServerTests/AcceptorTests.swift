@@ -245,24 +245,6 @@ private final class Guests: Sendable {
             logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
     }
 
-    @Test func `know their socket`() async throws {
-        let path = freshPath()
-        let server = try makeServer([Listener(.unix(path: path))])
-        try await server.start()
-        let client = RawSocket(unix: path)
-        #expect(client.receive(18).count == 18)
-        let channel = try #require(server.connectedChannels.first)
-        let descriptor = try await channel.eventLoop.submit {
-            try channel.pipeline.syncOperations.handler(type: ConnectionHandler.self).descriptor
-        }.get()
-        // What is written there, the client reads.
-        var byte: UInt8 = 0x5A
-        #expect(write(try #require(descriptor), &byte, 1) == 1)
-        #expect(client.receive(1) == [0x5A])
-        server.shutdown()
-        try await server.run()
-    }
-
     // S-SRV-04: the limit is one for all listeners
     @Test func `of all listeners share the places`() async throws {
         let paths = [freshPath(), freshPath()]

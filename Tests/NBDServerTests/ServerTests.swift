@@ -164,16 +164,13 @@ private actor SlowDisk: BlockDevice {
         try await withServer(nil, { $0.listeners = [Listener(.tcp(host: "127.0.0.1", port: 0))] }) { server, _ in
             let client = try await NBDClient.connect(server.uris[0], options: NBDClient.Options())
             _ = try await client.read(at: 0, count: 1)
-            for channel in server.connectedChannels {
-                let options = try await channel.eventLoop.submit { [channel] in
-                    let options = try #require(channel.syncOptions)
-                    return [
-                        "nodelay": try options.getOption(.tcpOption(.tcp_nodelay)),
-                        "keepalive": try options.getOption(.socketOption(.so_keepalive)),
-                        "timeout": try options.getOption(.tcpOption(.init(rawValue: CInt(TCP_USER_TIMEOUT)))),
-                    ]
-                }.get()
-                seen.withLock { $0 = options.mapValues { CInt($0) } }
+            // The server's end is a socket of this process, too: the one whose own port is the server's, and which has a peer.
+            for descriptor in CInt(3)..<1024 where isConnected(descriptor, localPort: port(of: server)) {
+                let options = [
+                    "nodelay": option(descriptor, CInt(IPPROTO_TCP), TCP_NODELAY), "keepalive": option(descriptor, SOL_SOCKET, SO_KEEPALIVE),
+                    "timeout": option(descriptor, CInt(IPPROTO_TCP), TCP_USER_TIMEOUT),
+                ]
+                seen.withLock { $0 = options }
             }
             try await client.disconnect()
         }
@@ -452,4 +449,27 @@ private final class LineCounter: LogHandler, Sendable {
 
 extension NBDURI {
     fileprivate var port: UInt16? { if case .tcp(_, let port) = address { port } else { nil } }
+}
+
+private func port(of server: NBDServer) -> UInt16 {
+    server.uris.first?.split(separator: ":").last?.split(separator: "/").first.flatMap { UInt16($0) } ?? 0
+}
+
+private func isConnected(_ descriptor: CInt, localPort: UInt16) -> Bool {
+    func port(_ call: (CInt, UnsafeMutablePointer<sockaddr>, UnsafeMutablePointer<socklen_t>) -> CInt) -> UInt16? {
+        var address = sockaddr_in()
+        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let result = withUnsafeMutablePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { call(descriptor, $0, &length) }
+        }
+        return result == 0 && CInt(address.sin_family) == AF_INET ? UInt16(bigEndian: address.sin_port) : nil
+    }
+    return port(getsockname) == localPort && port(getpeername) != nil
+}
+
+private func option(_ descriptor: CInt, _ level: CInt, _ name: CInt) -> CInt {
+    var value: CInt = -1
+    var length = socklen_t(MemoryLayout<CInt>.size)
+    _ = getsockopt(descriptor, level, name, &value, &length)
+    return value
 }

@@ -21,7 +21,10 @@ private struct TransmissionRun: ~Copyable {
     let contexts: [MetaContext]
     let budget = MemoryBudget(byteCountLimit: 80 << 20)
     let limits: TransmissionLimits
-    let engine: Transmission
+    var engine: Transmission
+    /// As the fast face of the server does: one buffer for what arrives, output shown and dropped.
+    let isSharing: Bool
+    var shared = ByteBuffer()
     var random: Random
     /// What was decoded from the replies: as a client of ours would see it.
     var decoder: ReplyDecoder
@@ -34,6 +37,7 @@ private struct TransmissionRun: ~Copyable {
         mode = [.simple, .structured, .extended, .structured][Int(setup & 3)]
         let isReadOnly = setup & 4 != 0
         isFaulty = setup & 8 != 0
+        isSharing = fragmentation & 0x40 != 0
         shutsDown = setup & 64 != 0
         var limits = TransmissionLimits()
         if setup & 16 != 0 {
@@ -72,37 +76,62 @@ private struct TransmissionRun: ~Copyable {
 
         while true {
             work += engine.takeWork()
-            output += engine.takeOutput()
-            precondition(engine.requestsInFlight <= limits.requestLimit, "too many requests in flight")
+            if !isSharing { output += engine.takeOutput() }
+            let inFlight = engine.requestsInFlight
+            precondition(inFlight <= limits.requestLimit, "too many requests in flight")
             // The lease takes whole quanta; one request may be as large as it likes.
             precondition(budget.used <= limits.byteCountLimit + (36 << 20), "holds \(budget.used) bytes")
             // What to do next is the input's choice: feed, complete any request, or let replies leave.
             var choices: [Int] = []
             if engine.wantsBytes, fed < conversation.count { choices.append(0) }
             if !work.isEmpty { choices.append(1) }
-            if !output.isEmpty { choices.append(2) }
+            if !output.isEmpty || engine.outputByteCount > 0 { choices.append(2) }
             if fed == conversation.count, !hasEnded, choices.isEmpty { choices.append(3) }
             guard let choice = choices.randomElement(using: &random) else { break }
             switch choice {
             case 0:
                 let count = min(random.pieceByteCount(fragmentation), conversation.count - fed)
-                engine.receive(ByteBuffer(bytes: conversation[fed..<(fed + count)]))
-                fed += count
+                if isSharing {
+                    let piece = conversation[fed..<(fed + count)]
+                    fed += engine.receive(sharing: &shared) { output, limit in
+                        for byte in piece.prefix(limit) { output.append(byte) }
+                        return min(limit, count)
+                    }
+                } else {
+                    engine.receive(ByteBuffer(bytes: conversation[fed..<(fed + count)]))
+                    fed += count
+                }
             case 1:
                 let request = work.remove(at: Int.random(in: 0..<work.count, using: &random))
                 engine.complete(runToEnd { await request.run() })
             case 2:
-                let buffer = output.removeFirst()
-                received += buffer.readableBytesView
-                decode()
-                engine.didSend(buffer.readableBytes)
+                if isSharing {
+                    let limit = random.pieceByteCount(fragmentation)
+                    var sent: [UInt8] = []
+                    engine.forEachOutput { piece, part in
+                        guard case .bytes(let buffer) = piece else { preconditionFailure("nobody asked for segments") }
+                        sent += buffer.getBytes(at: part.lowerBound, length: part.count) ?? []
+                        return sent.count < limit
+                    }
+                    sent = Array(sent.prefix(limit))
+                    received += sent
+                    decode()
+                    engine.dropOutput(sent.count)
+                    engine.proceed()
+                } else {
+                    let buffer = output.removeFirst()
+                    received += buffer.readableBytesView
+                    decode()
+                    engine.didSend(buffer.readableBytes)
+                }
             default:
                 hasEnded = true
                 engine.endOfInput()
             }
         }
 
-        precondition(engine.isFinished, "waits for ever")
+        let isFinished = engine.isFinished
+        precondition(isFinished, "waits for ever")
         precondition(received.isEmpty && decoder.isBetweenChunks, "half a reply")
         precondition(answered == expected, "answered \(answered.count) of \(expected.count) requests")
         engine.abandon()

@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "CHostLoop.h"
+
 /// What `fstat` says, in types that do not differ by platform.
 struct chostio_stat {
     uint64_t size;

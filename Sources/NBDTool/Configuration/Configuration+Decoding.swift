@@ -3,9 +3,11 @@ import NBDProtocol
 /// Decoding is written out because a key that nobody knows must be an error: a misspelt limit is a missing limit.
 extension Configuration: Decodable {
     init(from decoder: any Decoder) throws {
-        let keys = try StrictKeys(decoder, ["default-export", "pid-file", "limits", "listeners", "exports"])
+        let keys = try StrictKeys(decoder, ["default-export", "pid-file", "poll", "fast-path", "limits", "listeners", "exports"])
         defaultExport = try keys.decode("default-export")
         pidFile = try keys.decode("pid-file")
+        poll = try keys.decode("poll")
+        fastPath = try keys.decode("fast-path")
         limits = try keys.decode("limits")
         listeners = try keys.decode("listeners")
         exports = try keys.decode("exports")

@@ -8,6 +8,8 @@ extension Configuration {
         do {
             plan.defaultExport = defaultExport
             plan.pidFile = pidFile
+            if let poll { plan.pollLimit = try NBDTool.Limits.poll(poll, "poll") }
+            if let fastPath { plan.usesFastPath = fastPath }
             if let limits { try apply(limits, to: &plan) }
             for (index, listener) in (listeners ?? []).enumerated() {
                 plan.listeners.append(try self.plan(listener, "listeners[\(index)]"))

@@ -60,6 +60,9 @@ struct Configuration: Equatable, Sendable {
     var path = ""
     var defaultExport: String?
     var pidFile: String?
+    /// Microseconds.
+    var poll: Int?
+    var fastPath: Bool?
     var limits: Limits?
     var listeners: [Listener]?
     var exports: [Export]?

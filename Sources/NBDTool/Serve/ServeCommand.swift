@@ -116,6 +116,12 @@ struct ServeCommand: AsyncParsableCommand {
 
         @Option(name: .long, help: ArgumentHelp("Seconds for requests in flight when stopping (default: 10).", valueName: "seconds"))
         var drainLimit: String?
+
+        @Option(name: .long, help: ArgumentHelp("Microseconds to look for the next request before sleeping, while requests come fast (default: 50; 0: sleep at once).", valueName: "microseconds"))
+        var poll: String?
+
+        @Option(name: .long, help: ArgumentHelp("on (default) or off: serve plain connections by loops made for speed; off is for diagnosis.", valueName: "mode"))
+        var fastPath: String?
     }
 
     struct LifeOptions: ParsableArguments {
@@ -192,6 +198,8 @@ struct ServeCommand: AsyncParsableCommand {
         options.memoryLimit = limit.memoryLimit
         options.connectionMemoryLimit = limit.connectionMemoryLimit
         options.drainLimit = limit.drainLimit
+        options.poll = limit.poll
+        options.fastPath = limit.fastPath
         options.isPersistent = !life.once
         options.runCommand = life.run
         options.exitsWithParent = life.exitWithParent

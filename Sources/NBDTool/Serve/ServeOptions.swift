@@ -43,6 +43,10 @@ struct ServeOptions: Equatable, Sendable {
     var memoryLimit: String?
     var connectionMemoryLimit: String?
     var drainLimit: String?
+    /// Microseconds.
+    var poll: String?
+    /// on, off.
+    var fastPath: String?
 
     // Life.
     /// Stay when the last client has left. nil: as usual for the style.

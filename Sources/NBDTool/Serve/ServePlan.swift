@@ -35,6 +35,8 @@ struct ServePlan: Equatable, Sendable {
     var memoryLimit: UInt64 = 1 << 30
     var connectionMemoryLimit: UInt64 = 64 << 20
     var drainLimit = Duration.seconds(10)
+    var pollLimit = Duration.microseconds(50)
+    var usesFastPath = true
 
     var stopsAfterLastClient = false
     var runCommand: String?
@@ -81,6 +83,14 @@ struct ServePlan: Equatable, Sendable {
         }
         if let text = options.handshakeLimit { handshakeLimit = try Limits.seconds(text, "--handshake-limit") }
         if let text = options.drainLimit { drainLimit = try Limits.seconds(text, "--drain-limit") }
+        if let text = options.poll {
+            guard let microseconds = Int(text) else { throw .usage("invalid --poll '\(text.sanitized())': expected microseconds, 0 for none") }
+            pollLimit = try Limits.poll(microseconds, "--poll")
+        }
+        if let text = options.fastPath {
+            guard text == "on" || text == "off" else { throw .usage("invalid --fast-path '\(text.sanitized())': expected on or off") }
+            usesFastPath = text == "on"
+        }
         if let text = options.memoryLimit {
             guard let size = ByteSize.parse(text) else { throw .usage("invalid --memory-limit '\(text.sanitized())'") }
             memoryLimit = try Limits.memory(size, "--memory-limit")
@@ -126,6 +136,12 @@ enum Limits {
             throw .usage("invalid \(option) '\(text.sanitized())': expected whole seconds, 0 for no limit")
         }
         return .seconds(seconds)
+    }
+
+    /// Looking for requests longer than it takes to be woken up only costs.
+    static func poll(_ microseconds: Int, _ option: String) throws(ToolError) -> Duration {
+        guard 0...10_000 ~= microseconds else { throw .usage("\(option) \(microseconds): expected 0 to 10000 microseconds") }
+        return .microseconds(microseconds)
     }
 
     /// Memory for all clients: `MemoryBudget` never has less than 80 MiB, so that the largest request (S-LIM-01) always fits with its reply.

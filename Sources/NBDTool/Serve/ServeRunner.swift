@@ -102,6 +102,8 @@ struct ServeRunner {
         configuration.memoryLimit = Int(clamping: plan.memoryLimit)
         configuration.connectionMemoryLimit = Int(clamping: plan.connectionMemoryLimit)
         configuration.drainLimit = plan.drainLimit
+        configuration.pollLimit = plan.pollLimit
+        configuration.usesFastPath = plan.usesFastPath
         configuration.stopsAfterLastClient = plan.stopsAfterLastClient
         if plan.trace.isOn {
             let writer = try TraceWriter(plan.trace)

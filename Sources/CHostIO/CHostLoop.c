@@ -1,0 +1,147 @@
+#define _GNU_SOURCE
+#include "CHostLoop.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(__linux__)
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/vfs.h>
+#endif
+
+#define RESULT(expression)                    \
+    do {                                      \
+        __typeof__(expression) r = (expression); \
+        return r < 0 ? -errno : r;            \
+    } while (0)
+
+// Looked at for each job and each closure: not through a function of the dynamic linker.
+static _Thread_local void *loop_of_thread __attribute__((tls_model("initial-exec")));
+
+void *chostio_loop_of_thread(void) { return loop_of_thread; }
+void chostio_set_loop_of_thread(void *loop) { loop_of_thread = loop; }
+
+uint64_t chostio_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+void chostio_yield(void) { sched_yield(); }
+
+int64_t chostio_receive(int fd, void *buffer, size_t count) { RESULT(recv(fd, buffer, count, MSG_DONTWAIT)); }
+
+int chostio_duplicate(int fd) { RESULT(fcntl(fd, F_DUPFD_CLOEXEC, 0)); }
+
+const void *chostio_map(int fd, size_t count) {
+    void *address = mmap(NULL, count, PROT_READ, MAP_SHARED, fd, 0);
+    if (address == MAP_FAILED) return NULL;
+    // Pages that are not there are not guessed: whoever sends from the mapping knows that its pages are there.
+    madvise(address, count, MADV_RANDOM);
+    return address;
+}
+
+int chostio_unmap(const void *address, size_t count) { RESULT(munmap((void *)address, count)); }
+
+#if defined(__linux__)
+
+int chostio_poller_open(void) { RESULT(epoll_create1(EPOLL_CLOEXEC)); }
+
+int chostio_poller_add(int poller, int fd, uint64_t user_data, bool level) {
+    struct epoll_event e = {.events = level ? EPOLLIN : EPOLLIN | EPOLLRDHUP | EPOLLET, .data.u64 = user_data};
+    RESULT(epoll_ctl(poller, EPOLL_CTL_ADD, fd, &e));
+}
+
+int chostio_poller_modify(int poller, int fd, uint64_t user_data, bool output) {
+    struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET | (output ? EPOLLOUT : 0), .data.u64 = user_data};
+    RESULT(epoll_ctl(poller, EPOLL_CTL_MOD, fd, &e));
+}
+
+int chostio_poller_remove(int poller, int fd) { RESULT(epoll_ctl(poller, EPOLL_CTL_DEL, fd, NULL)); }
+
+int chostio_poller_wait(int poller, struct chostio_ready *out, int limit, int timeout) {
+    struct epoll_event events[64];
+    int count = epoll_wait(poller, events, limit < 64 ? limit : 64, timeout);
+    if (count < 0) return -errno;
+    for (int i = 0; i < count; i++) {
+        uint32_t e = events[i].events;
+        out[i].user_data = events[i].data.u64;
+        out[i].what = (e & EPOLLIN ? CHOSTIO_READY_INPUT : 0) | (e & EPOLLOUT ? CHOSTIO_READY_OUTPUT : 0)
+            | (e & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) ? CHOSTIO_READY_HANGUP : 0);
+    }
+    return count;
+}
+
+int chostio_event_drain(int fd) {
+    eventfd_t count;
+    RESULT(eventfd_read(fd, &count));
+}
+
+int64_t chostio_send(int fd, const struct iovec *parts, int count) {
+    struct msghdr message = {.msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)count};
+    RESULT(sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
+}
+
+int chostio_socket_room(int fd, int bytes) {
+    int domain = 0;
+    socklen_t size = sizeof domain;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0) return -errno;
+    if (domain != AF_UNIX) return 0;
+    RESULT(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes));
+}
+
+int chostio_core_count(void) {
+    cpu_set_t cores;
+    int count = sched_getaffinity(0, sizeof cores, &cores) < 0 ? 1 : CPU_COUNT(&cores);
+    return count > 0 ? count : 1;
+}
+
+uint64_t chostio_major_faults(void) {
+    struct rusage usage;
+    return getrusage(RUSAGE_THREAD, &usage) < 0 ? 0 : (uint64_t)usage.ru_majflt;
+}
+
+uint64_t chostio_file_system(int fd) {
+    struct statfs s;
+    return fstatfs(fd, &s) < 0 ? 0 : (uint32_t)s.f_type;
+}
+
+int chostio_map_retire(const void *address, size_t count) {
+    void *result = mmap((void *)address, count, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return result == MAP_FAILED ? -errno : 0;
+}
+
+uint64_t *chostio_zeroes(size_t count) {
+    void *address = mmap(NULL, count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return address == MAP_FAILED ? NULL : address;
+}
+
+int chostio_zeroes_again(uint64_t *address, size_t count) { RESULT(madvise(address, count, MADV_DONTNEED)); }
+
+#else  // Darwin: the loop is not there
+
+int chostio_poller_open(void) { return -ENOTSUP; }
+int chostio_poller_add(int poller, int fd, uint64_t data, bool level) { (void)poller; (void)fd; (void)data; (void)level; return -ENOTSUP; }
+int chostio_poller_modify(int poller, int fd, uint64_t d, bool output) { (void)poller; (void)fd; (void)d; (void)output; return -ENOTSUP; }
+int chostio_poller_remove(int poller, int fd) { (void)poller; (void)fd; return -ENOTSUP; }
+int chostio_poller_wait(int poller, struct chostio_ready *out, int limit, int timeout) {
+    (void)poller; (void)out; (void)limit; (void)timeout; return -ENOTSUP;
+}
+int chostio_event_drain(int fd) { (void)fd; return -ENOTSUP; }
+int64_t chostio_send(int fd, const struct iovec *parts, int count) { (void)fd; (void)parts; (void)count; return -ENOTSUP; }
+int chostio_socket_room(int fd, int bytes) { (void)fd; (void)bytes; return -ENOTSUP; }
+int chostio_core_count(void) { return 1; }
+uint64_t chostio_major_faults(void) { return 0; }
+uint64_t chostio_file_system(int fd) { (void)fd; return 0; }
+int chostio_map_retire(const void *address, size_t count) { (void)address; (void)count; return -ENOTSUP; }
+uint64_t *chostio_zeroes(size_t count) { (void)count; return NULL; }
+int chostio_zeroes_again(uint64_t *address, size_t count) { (void)address; (void)count; return -ENOTSUP; }
+
+#endif

@@ -1,0 +1,65 @@
+/// The calls of an event loop: readiness of sockets, transfers on them, mappings of files. As in CHostIO.h, one thin function for each call;
+/// results are 0 or more, or a negated errno; what a platform lacks answers `-ENOTSUP`.
+#ifndef SWIFT_NBD_CHOSTLOOP_H
+#define SWIFT_NBD_CHOSTLOOP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+enum { CHOSTIO_READY_INPUT = 1, CHOSTIO_READY_OUTPUT = 2, CHOSTIO_READY_HANGUP = 4 };
+
+/// One descriptor that is ready, and what for (CHOSTIO_READY_…).
+struct chostio_ready {
+    uint64_t user_data;
+    uint32_t what;
+};
+
+int chostio_poller_open(void);
+/// Tells of changes only (edge-triggered), except `level`: of input as long as there is some.
+int chostio_poller_add(int poller, int fd, uint64_t user_data, bool level);
+/// Tells of input, and with `output` also when there is room to send.
+int chostio_poller_modify(int poller, int fd, uint64_t user_data, bool output);
+int chostio_poller_remove(int poller, int fd);
+/// Fills `out`, of at most 64 entries. `timeout` in milliseconds, -1 for ever.
+int chostio_poller_wait(int poller, struct chostio_ready *out, int limit, int timeout);
+/// Takes the count of an event descriptor away.
+int chostio_event_drain(int fd);
+
+/// Never wait; a peer that is gone is no signal.
+int64_t chostio_receive(int fd, void *buffer, size_t count);
+int64_t chostio_send(int fd, const struct iovec *parts, int count);
+/// A second number for the same socket, closed by exec.
+int chostio_duplicate(int fd);
+/// Makes room for `bytes` of what is sent on a local (Unix) socket and not received yet; leaves sockets of other kinds alone.
+int chostio_socket_room(int fd, int bytes);
+
+/// Nanoseconds of a clock that never goes back.
+uint64_t chostio_now(void);
+void chostio_yield(void);
+/// Cores that this process may use, at least 1.
+int chostio_core_count(void);
+/// How often this thread has waited for a page from a disk (`ru_majflt`).
+uint64_t chostio_major_faults(void);
+
+/// Type of the file system that holds the file (`f_type`), 0 when unknown.
+uint64_t chostio_file_system(int fd);
+/// Maps `count` bytes of the file for reading, without touching them; NULL when that is not possible.
+const void *chostio_map(int fd, size_t count);
+/// Puts memory that cannot be read in the place of a mapping: whoever uses it gets EFAULT.
+int chostio_map_retire(const void *address, size_t count);
+int chostio_unmap(const void *address, size_t count);
+/// `count` bytes of zeroes that take no memory until they are written, for `chostio_unmap`; NULL when there are none.
+uint64_t *chostio_zeroes(size_t count);
+/// Makes them zeroes again.
+int chostio_zeroes_again(uint64_t *address, size_t count);
+
+static inline uint64_t chostio_bits(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+static inline void chostio_set_bits(uint64_t *word, uint64_t bits) { __atomic_fetch_or(word, bits, __ATOMIC_RELAXED); }
+
+/// The loop whose thread this is, or NULL.
+void *chostio_loop_of_thread(void);
+void chostio_set_loop_of_thread(void *loop);
+
+#endif

@@ -1,0 +1,88 @@
+internal import CHostIO
+
+/// A whole file, mapped for reading, so that its pages can be sent from where they are; and what is known of which pages are in memory.
+///
+/// Nobody reads the mapping in user code: only the kernel does, while it sends. A page that cannot be read (the file was made shorter, the
+/// disk failed) is then an EFAULT of that call, where code of ours would die of SIGBUS. A page that is merely not in memory would be waited
+/// for, with everybody else of the loop: so only pages that are known to be there are sent, and all of that is forgotten when a thread
+/// notices that it has waited (`HostLoop`). Facts are learnt when a read or write that never waits has succeeded.
+// SAFETY: both regions are mapped in `init` with the lengths that are kept, and unmapped in `deinit`. `known` is touched by atomic
+// operations alone; that the kernel zeroes it meanwhile (`forget`) is as good as any other order. `address` is never read.
+@safe final class FileMapping: @unchecked Sendable {
+    static let pageByteCount: UInt64 = 4096
+
+    private let address: UnsafeRawPointer
+    let byteCount: UInt64
+    /// One bit for each page.
+    private let known: UnsafeMutablePointer<UInt64>
+    private let knownByteCount: Int
+
+    /// Nil when there is nothing to map, or the file lies where its mapping may not show what others write: on the network, or behind a
+    /// program.
+    init?(_ descriptor: Int32, byteCount: UInt64, isDisk: Bool) {
+        guard byteCount > 0, byteCount <= 1 << 46, isDisk || Self.localFileSystems.contains(chostio_file_system(descriptor)) else { return nil }
+        self.byteCount = byteCount
+        knownByteCount = Int((byteCount / Self.pageByteCount / 64 + 1) * 8)
+        guard let known = unsafe chostio_zeroes(knownByteCount) else { return nil }
+        guard let address = unsafe chostio_map(descriptor, Int(byteCount)) else {
+            _ = unsafe chostio_unmap(known, knownByteCount)
+            return nil
+        }
+        unsafe self.known = known
+        unsafe self.address = address
+    }
+
+    deinit {
+        _ = unsafe chostio_unmap(address, Int(byteCount))
+        _ = unsafe chostio_unmap(known, knownByteCount)
+    }
+
+    /// ext2–4, XFS, Btrfs, F2FS, overlayfs, tmpfs, ramfs (`f_type`, statfs(2)).
+    private static let localFileSystems: Set<UInt64> = [
+        0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0x794C_7630, 0x0102_1994, 0x8584_58F6,
+    ]
+
+    /// Whether all pages of a range are known to be in memory. False for a range that does not lie in the file.
+    func isAtHand(_ offset: UInt64, _ count: Int) -> Bool {
+        guard count > 0, offset < byteCount, UInt64(count) <= byteCount - offset else { return false }
+        return unsafe forEachWord(offset, count) { word, bits in unsafe chostio_bits(word) & bits == bits }
+    }
+
+    /// The pages of a range of the file are in memory.
+    func learn(_ offset: UInt64, _ count: Int) {
+        guard count > 0, offset < byteCount else { return }
+        _ = unsafe forEachWord(offset, Int(min(UInt64(count), byteCount - offset))) { word, bits in
+            if unsafe chostio_bits(word) & bits != bits { unsafe chostio_set_bits(word, bits) }
+            return true
+        }
+    }
+
+    /// Pages have left the memory; nothing is known any more.
+    func forget() {
+        _ = unsafe chostio_zeroes_again(known, knownByteCount)
+    }
+
+    /// From now on nothing can be sent from here, also by those who are about to.
+    func retire() {
+        forget()
+        _ = unsafe chostio_map_retire(address, Int(byteCount))
+    }
+
+    /// Where a byte of the file lies, for the kernel.
+    @unsafe func address(_ offset: UInt64) -> UnsafeRawPointer { unsafe address + Int(offset) }
+
+    /// - Precondition: the range lies in the file.
+    @inline(__always)
+    private func forEachWord(_ offset: UInt64, _ count: Int, _ body: (UnsafeMutablePointer<UInt64>, UInt64) -> Bool) -> Bool {
+        var page = Int(offset / Self.pageByteCount)
+        let last = Int((offset + UInt64(count) - 1) / Self.pageByteCount)
+        while page <= last {
+            let first = page & 63
+            let length = min(64 - first, last - page + 1)
+            let bits = (length == 64 ? UInt64.max : (1 << UInt64(length)) - 1) << UInt64(first)
+            guard unsafe body(known + (page >> 6), bits) else { return false }
+            page += length
+        }
+        return true
+    }
+}

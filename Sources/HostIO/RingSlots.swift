@@ -1,0 +1,96 @@
+internal import CHostIO
+internal import SystemPackage
+
+/// The calls that a ring is busy with, for the loop that owns it. Each call in flight has a slot, and the kernel knows it by the slot's
+/// number; the others wait in the order they came.
+struct RingSlots: ~Copyable {
+    enum Outcome: Sendable {
+        /// Bytes read, or 0, or a negated errno.
+        case finished(Int)
+        /// The rest has to be done without the ring.
+        case unfinished(RingCall)
+    }
+
+    struct Pending: Sendable {
+        var call: RingCall
+        let continuation: CheckedContinuation<Outcome, Never>
+    }
+
+    private var ring: Ring
+    private var slots: [Pending?]
+    private var freeSlots: [Int]
+    /// First come, first served, from `waitingStart` on.
+    private var waiting: [Pending] = []
+    private var waitingStart = 0
+
+    /// - Parameter slotCount: not above the entries of the ring.
+    init(_ ring: consuming Ring, slotCount: Int) {
+        self.ring = ring
+        slots = Array(repeating: nil, count: slotCount)
+        freeSlots = Array((0..<slotCount).reversed())
+    }
+
+    mutating func add(_ pending: Pending) {
+        waiting.append(pending)
+        admit()
+    }
+
+    var hasCompletion: Bool { ring.hasCompletion }
+
+    /// Hands to the kernel what was added since, without waiting.
+    mutating func submit() {
+        guard ring.hasUnsubmitted else { return }
+        let result = ring.submit()
+        // Short of memory, most likely: others have threads.
+        if result < 0, result != -Errno.interrupted.rawValue { withdraw() }
+    }
+
+    /// Ends the calls that the kernel has completed.
+    mutating func reap() {
+        while let completion = ring.popCompletion() { complete(completion) }
+        admit()
+    }
+
+    private mutating func admit() {
+        guard waitingStart < waiting.count else { return }
+        while waitingStart < waiting.count, let slot = freeSlots.popLast() {
+            let pending = waiting[waitingStart]
+            waitingStart += 1
+            slots[slot] = pending
+            ring.push(pending.call.submission(userData: UInt64(slot)))
+        }
+        if waitingStart == waiting.count {
+            waiting.removeAll(keepingCapacity: waiting.count <= 1024)
+            waitingStart = 0
+        }
+    }
+
+    private mutating func complete(_ completion: chostio_ring_completion) {
+        guard let slot = Int(exactly: completion.user_data), slots.indices.contains(slot), var pending = slots[slot] else { return }
+        switch pending.call.completed(completion.result) {
+        case .again:
+            slots[slot] = pending
+            ring.push(pending.call.submission(userData: UInt64(slot)))
+        case .finished(let result):
+            free(slot)
+            pending.continuation.resume(returning: .finished(result))
+        case .elsewhere:
+            free(slot)
+            pending.continuation.resume(returning: .unfinished(pending.call))
+        }
+    }
+
+    /// Takes back what the kernel did not accept.
+    private mutating func withdraw() {
+        while let userData = ring.takeBack() {
+            guard let slot = Int(exactly: userData), slots.indices.contains(slot), let pending = slots[slot] else { continue }
+            free(slot)
+            pending.continuation.resume(returning: .unfinished(pending.call))
+        }
+    }
+
+    private mutating func free(_ slot: Int) {
+        slots[slot] = nil
+        freeSlots.append(slot)
+    }
+}

@@ -1,0 +1,35 @@
+import NIOCore
+
+/// Buffers that were used and will be again, for the connections of one event loop: memory that goes back to the system costs a fault for each
+/// page when it returns, and a connection that is idle should keep none.
+public final class BufferPool {
+    /// Bytes of the smallest buffer made here.
+    static let bufferByteCount = 64 << 10
+    /// Bytes of all buffers that are kept.
+    static let keptByteCountLimit = 4 << 20
+
+    private var kept: [ByteBuffer] = []
+    private var keptByteCount = 0
+
+    public init() { kept.reserveCapacity(Self.keptByteCountLimit / Self.bufferByteCount) }
+
+    /// An empty buffer with room for at least `byteCount`.
+    func take(_ byteCount: Int) -> ByteBuffer {
+        let byteCount = max(byteCount, Self.bufferByteCount)
+        var buffer = ByteBuffer()
+        if let index = kept.lastIndex(where: { $0.storageCapacity >= byteCount }) {
+            buffer = kept.remove(at: index)
+            keptByteCount -= buffer.storageCapacity
+        }
+        // Storage that somebody still reads is left to them; otherwise nothing is allocated.
+        buffer.clear(minimumCapacity: byteCount)
+        return buffer
+    }
+
+    func give(_ buffer: consuming ByteBuffer) {
+        let byteCount = buffer.storageCapacity
+        guard byteCount >= Self.bufferByteCount, keptByteCount + byteCount <= Self.keptByteCountLimit else { return }
+        keptByteCount += byteCount
+        kept.append(buffer)
+    }
+}

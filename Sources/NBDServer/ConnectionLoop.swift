@@ -1,0 +1,53 @@
+import HostIO
+import NIOCore
+
+/// The event loop that a connection lives on, of whichever kind.
+protocol ConnectionLoop: TaskExecutor {
+    /// Whether the caller runs on it.
+    var isCurrent: Bool { get }
+    /// Runs `work` on it, soon.
+    func execute(_ work: @escaping @Sendable () -> Void)
+}
+
+extension HostLoop: ConnectionLoop {}
+
+/// An event loop of NIO, which runs the tasks of its connections, so that a request's slow path needs no lock and no second thread.
+final class LoopExecutor: ConnectionLoop {
+    let loop: any EventLoop
+
+    init(_ loop: any EventLoop) { self.loop = loop }
+
+    var isCurrent: Bool { loop.inEventLoop }
+
+    func execute(_ work: @escaping @Sendable () -> Void) { loop.execute(work) }
+
+    func enqueue(_ job: consuming ExecutorJob) {
+        let job = UnownedJob(job)
+        loop.execute { [self] in
+            // SAFETY: the job is run exactly once, and the executor is alive: the closure holds it.
+            unsafe job.runSynchronously(on: asUnownedTaskExecutor())
+        }
+    }
+}
+
+/// An object that belongs to one loop, for closures that run there.
+// SAFETY: `@unchecked Sendable`: the object is only reached on its loop, which is checked each time.
+struct LoopBound<Value: AnyObject>: @unchecked Sendable {
+    private let object: Value
+    let loop: any ConnectionLoop
+
+    init(_ object: Value, _ loop: any ConnectionLoop) {
+        self.object = object
+        self.loop = loop
+    }
+
+    var value: Value {
+        precondition(loop.isCurrent, "touched off its loop")
+        return object
+    }
+
+    /// Calls `body` with the object on its loop, soon.
+    func execute(_ body: @escaping @Sendable (Value) -> Void) {
+        loop.execute { body(value) }
+    }
+}

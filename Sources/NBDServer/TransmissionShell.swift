@@ -1,0 +1,201 @@
+import NBDEngine
+import NBDProtocol
+import NIOCore
+
+/// The socket of a client in transmission, as its shell sees it. On the connection's loop.
+protocol ConnectionFace: AnyObject {
+    /// Bytes of replies that were taken from the transmission and have not left.
+    var unsentByteCount: Int { get }
+    /// Sends the transmission's replies, as far as the socket takes them.
+    func flush()
+    /// Goes on reading if the transmission wants bytes.
+    func readIfWanted()
+    /// Calls `TransmissionShell.turn` once what has come in meanwhile is dealt with.
+    func requestTurn()
+    func close(_ violation: ProtocolViolation?)
+}
+
+/// What is around a `Transmission` whatever its socket is like: tasks for its work, turns, stalls, and the end.
+///
+/// Belongs to the connection's loop. The face passes on what the socket does; the shell obeys the rules of `Transmission`.
+final class TransmissionShell {
+    /// How long a client may still be told ESHUTDOWN before its idle connection is closed (P-TERM-05).
+    static let farewell = TimeAmount.milliseconds(250)
+    /// Turns after which other connections of the loop are looked at.
+    static let turnLimit = 4
+
+    var transmission: Transmission
+    private let environment: ConnectionEnvironment
+    private let loop: any ConnectionLoop
+    /// Knows the time.
+    private let clock: any EventLoop
+    private unowned let face: any ConnectionFace
+    private var lastProgress = NIODeadline.now()
+    private var isWatching = false
+    private var isFarewellScheduled = false
+    private var isDraining = false
+    private var isOver = false
+
+    /// - Parameters:
+    ///   - pool, sendsSegments: see `Transmission`.
+    ///   - face: outlives the shell.
+    init(
+        _ session: Session, _ export: ServedExport, identity: ConnectionIdentity, environment: ConnectionEnvironment, loop: any ConnectionLoop,
+        clock: any EventLoop, pool: BufferPool, sendsSegments: Bool, face: any ConnectionFace
+    ) {
+        self.environment = environment
+        self.loop = loop
+        self.clock = clock
+        self.face = face
+        var limits = TransmissionLimits()
+        limits.requestLimit = max(1, environment.configuration.requestLimit)
+        limits.byteCountLimit = environment.configuration.connectionMemoryLimit
+        let shell = WeakBox<TransmissionShell>()
+        let bound = LoopBound(shell, loop)
+        transmission = Transmission(
+            session: session, device: export.device, limits: limits, budget: environment.budget, pool: pool, sendsSegments: sendsSegments,
+            trace: environment.tracer(for: identity), wake: { bound.execute { $0.object?.memoryGranted() } })
+        shell.object = self
+        environment.journal.attached(identity, session)
+        environment.attachmentChanged(true)
+    }
+
+    /// The connection is gone.
+    func end() {
+        guard !isOver else { return }
+        isOver = true
+        transmission.abandon()
+        environment.attachmentChanged(false)
+    }
+
+    // MARK: Work
+
+    /// Bytes have come or gone.
+    func noteProgress() { lastProgress = .now() }
+
+    private func startWork() {
+        let work = transmission.takeWork()
+        guard !work.isEmpty else { return }
+        let bound = LoopBound(self, loop)
+        for request in work {
+            Task(executorPreference: loop) {
+                let completion = await request.run()
+                bound.value.completed(completion)
+            }
+        }
+    }
+
+    /// Starts what is to be started; sends in between when much is waiting already.
+    func pump() {
+        startWork()
+        var turns = 0
+        while transmission.shouldSend {
+            guard turns < Self.turnLimit else { return face.requestTurn() }
+            turns += 1
+            face.flush()
+            guard !transmission.shouldSend else { return }  // the socket is full
+            transmission.proceed()
+            startWork()
+        }
+    }
+
+    private func completed(_ completion: AwaitedRequest.Completion) {
+        guard !isOver else { return }  // the connection is gone, and so is its share of the budget
+        noteProgress()
+        transmission.complete(completion)
+        pump()
+        face.requestTurn()
+    }
+
+    private func memoryGranted() {
+        guard !isOver else { return }
+        transmission.memoryGranted()
+        pump()
+        face.requestTurn()
+    }
+
+    /// Replies of this many bytes have left; for faces that take output as a whole.
+    func didSend(_ byteCount: Int) {
+        transmission.didSend(byteCount)
+        startWork()
+        face.requestTurn()  // also what `shouldSend` says: no flush from inside a flush
+    }
+
+    func turn() {
+        guard !isOver else { return }
+        pump()
+        face.flush()
+        settle()
+    }
+
+    // MARK: What next
+
+    private var unsentByteCount: Int { face.unsentByteCount + transmission.outputByteCount }
+
+    /// Closes when all is done, reads when more is wanted.
+    func settle() {
+        guard !isOver else { return }
+        if transmission.isFinished, unsentByteCount == 0 { return face.close(transmission.violation) }
+        if isDraining, isIdle { scheduleFarewell() }
+        face.readIfWanted()
+        watchForStalls()
+    }
+
+    /// A connection in the middle of something is looked at now and then: memory that it holds while others wait is taken from it.
+    private func watchForStalls() {
+        guard !isWatching, transmission.isMidMessage || unsentByteCount > 0 else { return }
+        isWatching = true
+        let limit = TimeAmount(environment.configuration.stallLimit)
+        after(limit) { shell in
+            shell.isWatching = false
+            if shell.transmission.holdsMemory, shell.transmission.requestsInFlight == 0, shell.environment.budget.isContended,
+                .now() - shell.lastProgress >= limit
+            {
+                shell.face.close(.stalled)
+            } else {
+                shell.watchForStalls()
+            }
+        }
+    }
+
+    private func after(_ time: TimeAmount, _ body: @escaping @Sendable (TransmissionShell) -> Void) {
+        let shell = WeakBox<TransmissionShell>()
+        shell.object = self
+        let bound = LoopBound(shell, loop)
+        clock.scheduleTask(in: time) {
+            bound.execute { box in
+                guard let shell = box.object, !shell.isOver else { return }
+                body(shell)
+            }
+        }
+    }
+
+    // MARK: Shutdown
+
+    /// Finishes what is in flight, answers what comes later with ESHUTDOWN, then closes.
+    func drain() {
+        guard !isDraining, !isOver else { return }
+        isDraining = true
+        transmission.beginShutdown()
+        settle()
+    }
+
+    private func scheduleFarewell() {
+        guard !isFarewellScheduled else { return }
+        isFarewellScheduled = true
+        after(Self.farewell) { shell in
+            shell.isFarewellScheduled = false
+            if shell.isIdle { shell.face.close(nil) }
+        }
+    }
+
+    /// Nothing is in flight in either direction. A request whose payload is still arriving came before the end, and is waited for.
+    private var isIdle: Bool {
+        transmission.requestsInFlight == 0 && !transmission.isMidMessage && unsentByteCount == 0
+    }
+}
+
+/// Names an object without keeping it.
+private final class WeakBox<Object: AnyObject> {
+    weak var object: Object?
+}

@@ -1,0 +1,154 @@
+import Block
+import HostIO
+import NBDProtocol
+import NIOCore
+import Testing
+
+@testable import NBDEngine
+
+#if canImport(Darwin)
+import Darwin
+#elseif canImport(Musl)
+import Musl
+#else
+import Glibc
+#endif
+
+/// The second way through the engine: one buffer for all connections of a loop, replies shown and dropped, data sent from where it lies.
+@Suite struct `A shell that shares its buffer` {
+    private static func conversation(_ harness: EngineHarness) -> [UInt8] {
+        harness.bytes(harness.header(.write, 512, 20_000), (0..<20_000).map { UInt8(truncatingIfNeeded: $0 / 7) })
+            + harness.bytes(harness.header(.read, 500, 30_000))
+            + harness.bytes(harness.header(.write, 1 << 30, 300), [UInt8](repeating: 1, count: 300))
+            + harness.bytes(harness.header(.read, 0, 5000))
+            + harness.bytes(harness.header(.blockStatus, 0, 4096))
+            + harness.bytes(harness.header(.flush))
+            + harness.bytes(harness.header(.disconnect))
+    }
+
+    // S-REQ-01, S-REQ-10: whatever comes with one call, and whatever leaves with one
+    @Test(arguments: [ReplyMode.simple, .structured, .extended])
+    func `gets the same replies as one that does not`(mode: ReplyMode) async {
+        let plain = EngineHarness(mode, device: ScriptedDevice(byteCount: 1 << 16))
+        plain.feed(Self.conversation(plain))
+        await plain.finish()
+        for (pieces, sends) in [(Int.max, Int.max), (13, 1000), (27, 99), (4096, 777), (16_384, 65_536), (19_000, 40)] {
+            let harness = EngineHarness(mode, device: ScriptedDevice(byteCount: 1 << 16), isSharing: true)
+            harness.sendLimit = sends
+            harness.feed(Self.conversation(harness), pieces: pieces)
+            await harness.finish()
+            #expect(harness.output.count == plain.output.count, "pieces of \(pieces), sends of \(sends)")
+            #expect(harness.device.bytes == plain.device.bytes)
+            #expect(harness.isFinished)
+            harness.transmission.abandon()
+            #expect(harness.budget.used == 0)
+        }
+    }
+
+    @Test func `is not given more while a turn's replies wait to be sent`() async {
+        let harness = EngineHarness(device: ScriptedDevice(byteCount: 1 << 20), isSharing: true)
+        let request = harness.bytes(harness.header(.read, 0, 200_000))
+        var shared = ByteBuffer()
+        harness.transmission.receive(sharing: &shared) { output, _ in for byte in request + request + request { output.append(byte) } }
+        for request in harness.transmission.takeWork() { harness.transmission.complete(await request.run()) }
+        #expect(harness.transmission.outputByteCount == 3 * 200_016)
+        #expect(!harness.wantsBytes)
+        harness.transmission.dropOutput(3 * 200_016 - 1000)
+        harness.transmission.proceed()
+        #expect(harness.wantsBytes)
+    }
+
+    @Test func `keeps no buffer when nothing is under way`() async {
+        let harness = EngineHarness(.structured, device: ScriptedDevice(byteCount: 1 << 20), isSharing: true)
+        _ = await harness.ask(.write, 0, payload: [UInt8](repeating: 1, count: 100_000))
+        _ = await harness.ask(.read, 0, 50_000)
+        #expect(harness.inboxCapacity < 4096)
+        #expect(harness.transmission.outputByteCount == 0)
+    }
+}
+
+@Suite struct `Bytes that are sent from where they lie` {
+    /// A device over one file, as `RawFile` is.
+    private final class FileDevice: BlockDevice {
+        let info: DeviceInfo
+        let file: HostFile
+
+        init(_ file: HostFile) {
+            self.file = file
+            info = DeviceInfo(byteCount: file.byteCount, abilities: .allNative, isReadOnly: false)
+        }
+
+        func read(at offset: UInt64, into buffer: inout MutableRawSpan) async throws(BlockError) {
+            do throws(HostError) { try await file.read(at: offset, into: &buffer) } catch { throw BlockError(.inputOutput, "\(error)") }
+        }
+
+        func makeMapper() -> sending (any RangeMapper)? { Mapper(file) }
+
+        private final class Mapper: RangeMapper {
+            let file: HostFile
+            init(_ file: HostFile) { self.file = file }
+
+            func mapRead(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
+                // In two pieces and with zeroes behind, as a format might.
+                let half = range.count / 2
+                if half > 0 { segments.append(.file(file, offset: range.start, count: Int(half))) }
+                segments.append(.file(file, offset: range.start + half, count: Int(range.count - half)))
+                return true
+            }
+
+            func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool { false }
+        }
+    }
+
+    private static func withFile(_ contents: [UInt8], _ body: (HostFile) async throws -> Void) async throws {
+        var path = Array("/tmp/engine.XXXXXX".utf8CString)
+        let descriptor = path.withUnsafeMutableBufferPointer { mkstemp($0.baseAddress!) }
+        #expect(write(descriptor, contents, contents.count) == contents.count)
+        close(descriptor)
+        let name = String(decoding: path.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        defer { unlink(name) }
+        try await body(try await HostFile.open(name))
+    }
+
+    @Test(arguments: [ReplyMode.simple, .structured, .extended])
+    func `are the right ones, and take none of our memory`(mode: ReplyMode) async throws {
+        let contents = (0..<300_000).map { UInt8(truncatingIfNeeded: $0 &* 31 >> 3) }
+        try await Self.withFile(contents) { file in
+            let session = Session(
+                export: ExportDescription(id: 1, name: "", byteCount: file.byteCount, flags: .hasFlags, blockSizes: BlockSizes()),
+                flags: .hasFlags, mode: mode, contexts: [])
+            let budget = MemoryBudget(byteCountLimit: 1 << 30)
+            var transmission = Transmission(session: session, device: FileDevice(file), budget: budget, sendsSegments: true, wake: {})
+            var shared = ByteBuffer()
+            for round in 0..<3 {
+                for (offset, count) in [(0, 4096), (5, 70_000), (4095, 2), (200_000, 100_000), (299_999, 1)] {
+                    let header = RequestHeader(command: .read, cookie: 9, offset: UInt64(offset), length: UInt64(count))
+                    transmission.receive(sharing: &shared) { output, _ in header.encode(into: &output, mode: mode) }
+                    var output: [UInt8] = []
+                    var isSegment = false
+                    transmission.forEachOutput { piece, part in
+                        switch piece {
+                        case .bytes(let buffer): output += buffer.getBytes(at: part.lowerBound, length: part.count) ?? []
+                        case .segment(.file(_, let offset, let count)):
+                            isSegment = true
+                            output += contents[Int(offset)..<Int(offset) + count]
+                        case .segment(.zeroes(let count)): output += [UInt8](repeating: 0, count: count)
+                        }
+                        return true
+                    }
+                    #expect(output.count == transmission.outputByteCount)
+                    #expect(Array(output.suffix(count)) == Array(contents[offset..<offset + count]))
+                    // The first time they are read; what was read once is at hand.
+                    #if os(Linux)
+                    if round > 0 { #expect(isSegment, "\(count) at \(offset)") }
+                    #endif
+                    if isSegment { #expect(budget.used < 300_000) }
+                    // In odd parts, so that pieces are cut.
+                    while transmission.outputByteCount > 0 { transmission.dropOutput(min(777, transmission.outputByteCount)) }
+                }
+            }
+            transmission.abandon()
+            #expect(budget.used == 0)
+        }
+    }
+}
