@@ -102,7 +102,7 @@ private func socketPair() -> (CInt, CInt) {
         withExtendedLifetime(client) { ListeningSocket.close(descriptor) }
     }
 
-    @Test func `of the host "" are on one port, one for each kind of address`() async throws {
+    @Test func `of the empty host are on one port, one for each kind of address`() async throws {
         let opened = try await ListeningSocket.open([Listener(.tcp(host: "", port: 0))])
         let sockets = opened.flatMap(\.sockets)
         defer { for socket in sockets { socket.close() } }
