@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "CHostIO.h"
+#include "Result.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,19 +21,12 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <sys/vfs.h>
 #define MAJOR(device) gnu_dev_major(device)
 #define MINOR(device) gnu_dev_minor(device)
 #else
 #define MAJOR(device) ((uint32_t)major(device))
 #define MINOR(device) ((uint32_t)minor(device))
 #endif
-
-#define RESULT(expression)                    \
-    do {                                      \
-        __typeof__(expression) r = (expression); \
-        return r < 0 ? -errno : r;            \
-    } while (0)
 
 int chostio_open(const char *path, bool writable, bool direct) {
     // O_NONBLOCK: opening a fifo must not wait for its other end. It has no effect on files and disks.
@@ -138,12 +132,6 @@ int64_t chostio_seek_data(int fd, uint64_t offset) { RESULT((int64_t)lseek(fd, (
 int64_t chostio_seek_hole(int fd, uint64_t offset) { RESULT((int64_t)lseek(fd, (off_t)offset, SEEK_HOLE)); }
 
 #if defined(__linux__)
-
-bool chostio_in_memory(int fd) {
-    struct statfs s;
-    if (fstatfs(fd, &s) < 0) return false;
-    return s.f_type == 0x01021994 /* TMPFS_MAGIC */ || (uint32_t)s.f_type == 0x858458f6u /* RAMFS_MAGIC */;
-}
 
 // The fields are younger than some C libraries' headers; the layout is the kernel's (Linux 6.1, include/uapi/linux/stat.h).
 #define CHOSTIO_STATX_DIOALIGN 0x00002000U
@@ -343,7 +331,6 @@ int chostio_event_signal(int fd) { RESULT(eventfd_write(fd, 1)); }
 #include <sys/disk.h>
 #include <sys/mount.h>
 
-bool chostio_in_memory(int fd) { (void)fd; return false; }
 int chostio_direct_alignment(int fd, uint32_t *memory, uint32_t *offset) {
     (void)fd; *memory = 1; *offset = 1; return 0;  // F_NOCACHE takes any alignment
 }

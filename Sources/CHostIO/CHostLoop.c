@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "CHostLoop.h"
+#include "Result.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,12 +16,6 @@
 #include <sys/eventfd.h>
 #include <sys/vfs.h>
 #endif
-
-#define RESULT(expression)                    \
-    do {                                      \
-        __typeof__(expression) r = (expression); \
-        return r < 0 ? -errno : r;            \
-    } while (0)
 
 // Looked at for each job and each closure: not through a function of the dynamic linker.
 static _Thread_local void *loop_of_thread __attribute__((tls_model("initial-exec")));

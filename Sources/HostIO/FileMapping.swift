@@ -19,8 +19,10 @@ internal import CHostIO
 
     /// Nil when there is nothing to map, or the file lies where its mapping may not show what others write: on the network, or behind a
     /// program.
-    init?(_ descriptor: Int32, byteCount: UInt64, isDisk: Bool) {
-        guard byteCount > 0, byteCount <= 1 << 46, isDisk || Self.localFileSystems.contains(chostio_file_system(descriptor)) else { return nil }
+    ///
+    /// - Parameter isLocal: a disk of this host, or on a file system of its own (`FileSystem`).
+    init?(_ descriptor: Int32, byteCount: UInt64, isLocal: Bool) {
+        guard byteCount > 0, byteCount <= 1 << 46, isLocal else { return nil }
         self.byteCount = byteCount
         knownByteCount = Int((byteCount / Self.pageByteCount / 64 + 1) * 8)
         guard let known = unsafe chostio_zeroes(knownByteCount) else { return nil }
@@ -36,11 +38,6 @@ internal import CHostIO
         _ = unsafe chostio_unmap(address, Int(byteCount))
         _ = unsafe chostio_unmap(known, knownByteCount)
     }
-
-    /// ext2–4, XFS, Btrfs, F2FS, overlayfs, tmpfs, ramfs (`f_type`, statfs(2)).
-    private static let localFileSystems: Set<UInt64> = [
-        0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0x794C_7630, 0x0102_1994, 0x8584_58F6,
-    ]
 
     /// Whether all pages of a range are known to be in memory. False for a range that does not lie in the file.
     func isAtHand(_ offset: UInt64, _ count: Int) -> Bool {
@@ -85,4 +82,15 @@ internal import CHostIO
         }
         return true
     }
+}
+
+/// The type of the file system that holds a file (`f_type`, statfs(2)); one that is not known is neither.
+struct FileSystem {
+    let rawValue: UInt64
+
+    /// Keeps its data in memory only, so that no call ever waits for a disk: tmpfs, ramfs.
+    var isInMemory: Bool { rawValue == 0x0102_1994 || rawValue == 0x8584_58F6 }
+
+    /// Nobody but this host writes to it: the former, ext2–4, XFS, Btrfs, F2FS, overlayfs.
+    var isLocal: Bool { isInMemory || [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0x794C_7630].contains(rawValue) }
 }

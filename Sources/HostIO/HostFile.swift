@@ -110,7 +110,8 @@ public final class HostFile: Sendable {
         }
         byteCount = size
         sectorByteCount = Int(sector)
-        isInMemory = chostio_in_memory(descriptor)
+        let fileSystem = FileSystem(rawValue: chostio_file_system(descriptor))
+        isInMemory = fileSystem.isInMemory
         isRotational =
             kind == .blockDevice
             ? BlockQueue(major: status.node_major, minor: status.node_minor).isRotational
@@ -118,7 +119,7 @@ public final class HostFile: Sendable {
         isDirect = options.isDirect
         mapping =
             result >= 0 && !options.isDirect && (kind == .regular || kind == .blockDevice)
-            ? FileMapping(descriptor, byteCount: size, isDisk: kind == .blockDevice) : nil
+            ? FileMapping(descriptor, byteCount: size, isLocal: kind == .blockDevice || fileSystem.isLocal) : nil
         // Only a regular file or a disk can be read at an offset; others are opened to learn what they are.
         if result >= 0, options.isDirect, kind == .regular || kind == .blockDevice {
             do throws(HostError) {

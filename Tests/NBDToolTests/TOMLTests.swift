@@ -171,7 +171,7 @@ private func read(_ text: String) -> String {
     /// Whatever is done to a good file, the answer is a tree or an error with a place in the text; never a trap.
     @Test func `survives random changes`() {
         let seed = UInt64.random(in: 0...UInt64.max)
-        var random = SplitMix(state: seed)
+        var random = SplitMix64(seed: seed)
         let pieces = [
             "[", "]", "[[", "]]", "{", "}", "=", ".", ",", "\"", "\"\"\"", "'", "'''", "\\", "\\u", "\\U0010FFFF", "#", "\n", "\r", "\r\n",
             "_", "-", "0x", "e9",
@@ -202,18 +202,5 @@ private func read(_ text: String) -> String {
             _ = try? Configuration(contents: Array(string.utf8), path: "n.toml")
         }
         #expect(100..<3000 ~= refusals, "SEED=\(seed)")
-    }
-}
-
-/// Steele, Lea and Flood's SplitMix64: a seed gives the same numbers everywhere.
-private struct SplitMix: RandomNumberGenerator {
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var mixed = state
-        mixed = (mixed ^ (mixed >> 30)) &* 0xBF58_476D_1CE4_E5B9
-        mixed = (mixed ^ (mixed >> 27)) &* 0x94D0_49BB_1331_11EB
-        return mixed ^ (mixed >> 31)
     }
 }

@@ -35,8 +35,6 @@ int chostio_close(int fd);
 int chostio_retire(int fd);
 int chostio_stat(int fd, struct chostio_stat *out);
 enum chostio_file_type chostio_file_type(uint32_t mode);
-/// Whether the file system keeps its data in memory only (tmpfs, ramfs), so that no read ever waits for a disk.
-bool chostio_in_memory(int fd);
 /// Memory and offset alignment of O_DIRECT; -ENOTSUP when the kernel does not tell; both 0 when the file cannot do it.
 int chostio_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
 

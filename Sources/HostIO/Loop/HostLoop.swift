@@ -214,8 +214,7 @@ public protocol LoopClient: AnyObject {
 
     public func remove(_ id: UInt64, _ socket: StreamSocket) {
         precondition(isCurrent)
-        let index = Int(id & 0xFFFF_FFFF)
-        guard slots[index].client != nil, UInt64(slots[index].generation) == id >> 32 else { return }
+        guard let index = slot(of: id) else { return }
         _ = chostio_poller_remove(poller, socket.descriptor)
         slots[index].client = nil
         slots[index].generation &+= 1
@@ -225,6 +224,13 @@ public protocol LoopClient: AnyObject {
         if slots[index].pollLimit == pollLimit {
             pollLimit = slots.reduce(0) { $1.client == nil ? $0 : max($0, $1.pollLimit) }
         }
+    }
+
+    /// The slot of a client that is still there.
+    private func slot(of id: UInt64) -> Int? {
+        let index = Int(id & 0xFFFF_FFFF)
+        guard index < slots.count, slots[index].client != nil, UInt64(slots[index].generation) == id >> 32 else { return nil }
+        return index
     }
 
     /// Tells `socketIsReady` also of room for output, or no longer.
@@ -239,7 +245,6 @@ public protocol LoopClient: AnyObject {
 
     /// How often this thread has waited for a page from a disk: sending what is at hand should cause none.
     public var majorFaultCount: UInt64 { chostio_major_faults() }
-
 
     // MARK: The thread
 
@@ -373,8 +378,7 @@ public protocol LoopClient: AnyObject {
             case Self.ringUserData:
                 break
             default:
-                let slot = Int(event.user_data & 0xFFFF_FFFF)
-                guard slot < slots.count, UInt64(slots[slot].generation) == event.user_data >> 32, let client = slots[slot].client else { continue }
+                guard let slot = slot(of: event.user_data), let client = slots[slot].client else { continue }
                 if count <= Self.busyLimit, event.what & UInt32(CHOSTIO_READY_INPUT) != 0 { noteBusy(event.user_data, client) }
                 client.socketIsReady(
                     input: event.what & UInt32(CHOSTIO_READY_INPUT) != 0, output: event.what & UInt32(CHOSTIO_READY_OUTPUT) != 0,
