@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 int csockets_prepare(int fd) {
@@ -24,9 +25,38 @@ int csockets_accept(int listener) {
     return fd < 0 ? -errno : fd;
 }
 
+int csockets_peer_credentials(int fd, struct csockets_credentials *credentials) {
+    int domain = 0;
+    socklen_t length = sizeof domain;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0) return -errno;
+    if (domain != AF_UNIX) return -EAFNOSUPPORT;  // others "have" the user (uid_t)-1
+    struct ucred peer;
+    length = sizeof peer;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0) return -errno;
+    credentials->uid = peer.uid;
+    credentials->gid = peer.gid;
+    credentials->pid = peer.pid;
+    return 0;
+}
+
 int csockets_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0 ? -errno : 0; }
 
 #else  // Darwin: in two steps, between which another thread may fork
+
+#include <sys/ucred.h>
+
+int csockets_peer_credentials(int fd, struct csockets_credentials *credentials) {
+    struct xucred peer;
+    socklen_t length = sizeof peer;
+    if (getsockopt(fd, SOL_LOCAL, LOCAL_PEERCRED, &peer, &length) < 0) return -errno;
+    pid_t pid = 0;
+    length = sizeof pid;
+    if (getsockopt(fd, SOL_LOCAL, LOCAL_PEERPID, &pid, &length) < 0) pid = 0;
+    credentials->uid = peer.cr_uid;
+    credentials->gid = peer.cr_ngroups > 0 ? peer.cr_groups[0] : (uint32_t)-1;
+    credentials->pid = pid;
+    return 0;
+}
 
 static int prepared(int fd) {
     if (fd < 0) return -errno;

@@ -61,6 +61,8 @@ extension NBDServer {
         /// client is none the wiser. `.zero`: never.
         public var peerTimeLimit: Duration = .seconds(120)
         public var handshakeLimits = HandshakeLimits()
+        /// Who may do what. nil: whoever can connect may do everything.
+        public var authorizer: (any Authorizer)?
         /// Watches every step of every conversation. Costs nothing when nil.
         public var tracer: (@Sendable (TraceEvent, ConnectionIdentity) -> Void)?
         /// Whether plain connections are served by loops made for speed, where the host has them (Linux); NIO serves them otherwise. For

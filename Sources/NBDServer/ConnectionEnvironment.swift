@@ -15,6 +15,31 @@ struct ConnectionEnvironment: Sendable {
     let moved: @Sendable (ConnectionIdentity, ConnectionHandle) -> Bool
     let ended: @Sendable (ConnectionIdentity) -> Void
 
+    enum LookUp {
+        case found(ServedExport)
+        /// There is one, which this client may know of, but not open.
+        case forbidden
+        case unknown
+    }
+
+    /// What a name means to a client, cut down to what it may do.
+    func lookUp(_ name: String, for peer: PeerIdentity) -> LookUp {
+        guard let export = registry.find(name) else { return .unknown }
+        guard let authorizer = configuration.authorizer else { return .found(export) }
+        let permissions = authorizer.permissions(of: peer, for: export.description.name)
+        guard permissions.contains(.read) else { return permissions.contains(.list) ? .forbidden : .unknown }
+        return .found(export.restricted(to: permissions))
+    }
+
+    /// What LIST shows to a client.
+    func list(for peer: PeerIdentity) -> [ExportDescription] {
+        let all = registry.all.map(\.description)
+        guard let authorizer = configuration.authorizer else { return all }
+        return all.filter { authorizer.permissions(of: peer, for: $0.name).contains(.list) }
+    }
+
+    func admits(_ peer: PeerIdentity) -> Bool { configuration.authorizer?.admits(peer) ?? true }
+
     func tracer(for identity: ConnectionIdentity) -> Tracer? {
         guard let tracer = configuration.tracer else { return nil }
         return { event in tracer(event, identity) }

@@ -16,6 +16,8 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     static let handshakeOutputLimit = 256 << 10
 
     let identity: ConnectionIdentity
+    /// Complete once TLS, where there is to be any, is up.
+    var peer: PeerIdentity
     let environment: ConnectionEnvironment
     let listener: Listener
     let executor: LoopExecutor
@@ -40,9 +42,11 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     var hasMoved: Bool { successor != nil }
 
     init(
-        identity: ConnectionIdentity, environment: ConnectionEnvironment, listener: Listener, descriptor: CInt?, loop: any EventLoop
+        identity: ConnectionIdentity, peer: PeerIdentity, environment: ConnectionEnvironment, listener: Listener, descriptor: CInt?,
+        loop: any EventLoop
     ) {
         self.identity = identity
+        self.peer = peer
         self.environment = environment
         self.listener = listener
         self.descriptor = descriptor
@@ -56,6 +60,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     func channelActive(context: ChannelHandlerContext) {
         self.context = context
         environment.journal.connected(identity)
+        guard environment.admits(peer) else { return close(.notAdmitted) }
         if let name = listener.oldstyleExport { return beginOldstyle(name) }
         let handshake = ServerHandshake(
             limits: environment.configuration.handshakeLimits, isListable: listener.isListable, trace: tracer)
@@ -137,10 +142,9 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
             answering: while true {
                 switch action {
                 case .lookUp(let name):
-                    chosenExport = environment.registry.find(name)
-                    action = handshake?.answer(chosenExport?.description, output: &output) ?? .close(nil)
+                    action = answerLookUp(name, output: &output)
                 case .list:
-                    action = handshake?.answer(list: environment.registry.all.map(\.description), output: &output) ?? .close(nil)
+                    action = handshake?.answer(list: environment.list(for: peer), output: &output) ?? .close(nil)
                 case .transmit, .close:
                     ending = action
                     break answering
@@ -168,8 +172,19 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
         }
     }
 
+    private func answerLookUp(_ name: String, output: inout [UInt8]) -> ServerHandshake.Action {
+        chosenExport = nil
+        switch environment.lookUp(name, for: peer) {
+        case .found(let export):
+            chosenExport = export
+            return handshake?.answer(export.description, output: &output) ?? .close(nil)
+        case .forbidden: return handshake?.answerForbidden(output: &output) ?? .close(nil)
+        case .unknown: return handshake?.answer(nil, output: &output) ?? .close(nil)
+        }
+    }
+
     private func beginOldstyle(_ name: String) {
-        guard let export = environment.registry.find(name) else { return close(.exportNameRefused(name)) }
+        guard case .found(let export) = environment.lookUp(name, for: peer) else { return close(.exportNameRefused(name)) }
         tracer?(.negotiateOldStyle(size: export.description.byteCount, flags: export.description.flags))
         departure = (Session(export: export.description, flags: export.description.flags, mode: .simple, contexts: []), export)
         send(oldstyleGreeting(for: export.description))

@@ -21,7 +21,7 @@ public struct Export: Sendable {
 
 /// An export in service: the device ready for requests of any alignment, and what the handshake tells of it.
 struct ServedExport: Sendable {
-    let description: ExportDescription
+    private(set) var description: ExportDescription
     let device: any BlockDevice
 
     /// - Parameter id: identity, never used twice.
@@ -58,5 +58,19 @@ struct ServedExport: Sendable {
             id: id, name: export.name, text: export.description, byteCount: device.info.byteCount, flags: flags,
             blockSizes: BlockSizes(
                 minimum: sizes.minimum, preferred: sizes.preferred, maximumPayload: max(maximum, sizes.preferred)))
+    }
+
+    /// As a client with these permissions sees it: from here on they are the export's own flags and contexts, and nobody asks again.
+    func restricted(to permissions: Permissions) -> ServedExport {
+        guard permissions != .all else { return self }
+        var export = self
+        let isReadOnly = !permissions.contains(.write)
+        if isReadOnly { export.description.flags.insert(.readOnly) }
+        if isReadOnly || !permissions.contains(.trim) {
+            export.description.flags.subtract([.trim, .writeZeroes, .fastZero])
+            export.description.isZeroingForbidden = true
+        }
+        if !permissions.contains(.contexts) { export.description.contexts = [] }
+        return export
     }
 }

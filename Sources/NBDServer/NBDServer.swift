@@ -154,7 +154,8 @@ public final class NBDServer: Service, Sendable {
             attachmentChanged: { [self] in attachmentChanged($0) }, moved: { [self] in moved($0, $1) }, ended: { [self] in ended($0.id) })
         let identity = ConnectionIdentity(id: id, peer: channel.remoteAddress.map(Self.describe) ?? "local")
         let handler = ConnectionHandler(
-            identity: identity, environment: environment, listener: listener, descriptor: descriptor, loop: channel.eventLoop)
+            identity: identity, peer: PeerIdentity(of: descriptor, address: channel.remoteAddress), environment: environment, listener: listener,
+            descriptor: descriptor, loop: channel.eventLoop)
         let bound = LoopBound(handler, handler.executor)
         let handle = ConnectionHandle(drain: { bound.execute { $0.drain() } }, cut: { bound.execute { $0.cut() } })
         try state.withLock { state in

@@ -3,6 +3,8 @@
 #ifndef SWIFT_NBD_CSOCKETS_H
 #define SWIFT_NBD_CSOCKETS_H
 
+#include <stdint.h>
+
 /// A stream socket of this address family (AF_…).
 int csockets_open(int family);
 /// The next client of a listening socket.
@@ -11,5 +13,13 @@ int csockets_accept(int listener);
 int csockets_pipe(int ends[2]);
 /// For a descriptor that somebody else has made. What "never waits" says is shared with whoever has the same socket.
 int csockets_prepare(int fd);
+
+struct csockets_credentials {
+    uint32_t uid;
+    uint32_t gid;
+    int32_t pid;
+};
+/// Who has connected to this Unix socket, or had when it did.
+int csockets_peer_credentials(int fd, struct csockets_credentials *credentials);
 
 #endif

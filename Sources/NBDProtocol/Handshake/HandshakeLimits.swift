@@ -30,6 +30,8 @@ public enum ProtocolViolation: Error, Equatable, Sendable {
     case truncated
     /// Held memory that others wait for, without moving (see `MemoryBudget`).
     case stalled
+    /// The rules of the server do not let this client in.
+    case notAdmitted
 }
 
 extension ProtocolViolation: CustomStringConvertible {
@@ -45,6 +47,7 @@ extension ProtocolViolation: CustomStringConvertible {
         case .payloadTooLong(let count): "request payload of \(count) bytes"
         case .handshakeTimeout: "handshake not finished in time"
         case .truncated: "connection ended in the middle of a message"
+        case .notAdmitted: "not let in by the server's rules"
         case .stalled: "made no progress while others wait for memory"
         }
     }

@@ -122,6 +122,13 @@ extension ServerHandshake {
         }
     }
 
+    /// Continues after `.lookUp` when there is such an export, but not for this client to open.
+    public mutating func answerForbidden(output: inout [UInt8]) -> Action {
+        guard case .lookingUp(let option, let inquiry) = state else { return close(nil) }
+        if case .exportName(let name) = inquiry { return close(.exportNameRefused(name)) }
+        return refuse(option, Refusal(.policy, "this export is not for this client"), output: &output)
+    }
+
     /// NAME, DESCRIPTION, BLOCK_SIZE, EXPORT, then the final reply: QEMU's client wants BLOCK_SIZE before EXPORT (S-INFO-15).
     private mutating func answerInfo(
         _ option: OptionType, _ export: ExportDescription, _ types: [InfoType], output: inout [UInt8]

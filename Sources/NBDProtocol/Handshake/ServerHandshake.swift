@@ -5,7 +5,7 @@
 /// The caller keeps what arrives in an inbox, calls `receive` with all of it, drops what was consumed, and obeys the action:
 ///
 /// - `.read`: nothing more to do until more bytes arrive;
-/// - `.lookUp(name)`: find the export and call `answer(_:)`;
+/// - `.lookUp(name)`: find the export and call `answer(_:)`, or `answerForbidden`;
 /// - `.list`: call `answer(list:)` with all exports that this client may see, in the order of their creation;
 /// - `.transmit(session)`: the handshake is over, what is left in the inbox belongs to the transmission phase;
 /// - `.close(nil)` after a clean end (ABORT), `.close(violation)` otherwise.
@@ -180,7 +180,8 @@ public struct ServerHandshake: ~Copyable {
     }
 
     func contexts(for export: ExportDescription) -> [MetaContext] {
-        selection.map { $0.exportID == export.id ? $0.contexts : [] } ?? []
+        // What was hidden from this client since it selected is not given to it either.
+        selection.map { $0.exportID == export.id ? $0.contexts.filter(export.contexts.contains) : [] } ?? []
     }
 
     /// Transmission flags as this client sees them (P-FLG-04, P-FLG-08).
@@ -189,7 +190,7 @@ public struct ServerHandshake: ~Copyable {
     func flags(for export: ExportDescription, contexts: [MetaContext]?) -> TransmissionFlags {
         var flags = export.flags
         if mode != .simple { flags.insert(.df) }
-        if mode == .extended, contexts?.isEmpty != true { flags.insert(.blockStatusPayload) }
+        if mode == .extended, (contexts ?? export.contexts).isEmpty == false { flags.insert(.blockStatusPayload) }
         return flags
     }
 }

@@ -6,6 +6,7 @@ public struct RequestRules: Sendable {
     public let flags: TransmissionFlags
     public let mode: ReplyMode
     public let contexts: [MetaContext]
+    let isZeroingForbidden: Bool
     /// Smallest block promised to the client; requests that break it are served all the same, and traced (S-REQ-14).
     public let minimumBlock: UInt32
 
@@ -14,6 +15,7 @@ public struct RequestRules: Sendable {
         flags = session.flags
         mode = session.mode
         contexts = session.contexts
+        isZeroingForbidden = session.export.isZeroingForbidden
         minimumBlock = session.export.blockSizes.minimum
     }
 
@@ -170,6 +172,7 @@ public struct RequestRules: Sendable {
         case .read where count > UInt64(payloadByteCountLimit):
             return .failure(Refusal(.overflow, "READ of \(count) bytes; at most \(payloadByteCountLimit) are returned"))
         case .trim where !flags.contains(.trim), .writeZeroes where !flags.contains(.writeZeroes):
+            guard !isZeroingForbidden else { return .failure(Refusal(.notPermitted, "\(command) is not for this client")) }
             return .failure(Refusal(.invalid, "\(command) is not offered by this export"))
         case .blockStatus where contexts.isEmpty:
             return .failure(Refusal(.invalid, "BLOCK_STATUS without a selected metadata context"))

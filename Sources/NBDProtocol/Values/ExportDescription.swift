@@ -43,6 +43,8 @@ public struct ExportDescription: Equatable, Sendable {
     public var blockSizes: BlockSizes
     /// What may be selected, in the order of replies (S-META-20).
     public var contexts: [MetaContext]
+    /// TRIM and WRITE_ZEROES are not for this client: they are answered EPERM, and not EINVAL as what the device cannot do.
+    public var isZeroingForbidden = false
 
     public init(
         id: UInt64, name: String, text: String = "", byteCount: UInt64, flags: TransmissionFlags, blockSizes: BlockSizes = BlockSizes(),
