@@ -5,7 +5,7 @@ import NBDProtocol
 /// Hands out each value once, and `finish()` names a key that nobody asked for: so no key is ever ignored.
 struct KeyValueList {
     /// What is being parsed, for messages: `--export`.
-    let context: String
+    var context: String
     private var values: [(key: String, value: String)] = []
 
     /// - Throws: `.usage` for an empty key, a key without `=`, or a key given twice.
