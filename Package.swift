@@ -42,6 +42,7 @@ let package = Package(
         .library(name: "NBDClient", targets: ["NBDClient"]),
         .library(name: "Block", targets: ["Block"]),
         .library(name: "BlockDrivers", targets: ["BlockDrivers"]),
+        .library(name: "QCOW2", targets: ["QCOW2"]),
         .library(name: "NBDEngine", targets: ["NBDEngine"]),
         .library(name: "NBDProtocol", targets: ["NBDProtocol"]),
         .library(name: "BlockDeviceConformance", targets: ["BlockDeviceConformance"]),
@@ -62,6 +63,8 @@ let package = Package(
         // Cellar
         room("Block", ["HostIO"]),
         room("NBDProtocol"),
+        .target(name: "CCompression", linkerSettings: [.linkedLibrary("z"), .linkedLibrary("zstd")]),
+        room("QCOW2", ["Block", "CCompression"]),
         // Engine
         room("NBDEngine", ["NBDProtocol", "Block", nioCore]),
         // Workshops
@@ -73,7 +76,7 @@ let package = Package(
         // Street
         room(
             "NBDTool",
-            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "Block", "HostIO", log, lifecycle, arguments, histogram]),
+            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "QCOW2", "Block", "HostIO", log, lifecycle, arguments, histogram]),
         .executableTarget(name: "nbd", dependencies: ["NBDTool"], swiftSettings: settings),
         // Examples, compiled and run by the tests
         .executableTarget(
@@ -81,6 +84,7 @@ let package = Package(
         // Tests
         .target(name: "TestPeers", dependencies: ["NBDProtocol"], path: "Tests/TestPeers", swiftSettings: settings),
         tests("BlockTests", ["Block", "BlockDeviceConformance"]),
+        tests("QCOW2Tests", ["QCOW2", "Block", "BlockDeviceConformance"]),
         tests("HostIOTests", ["HostIO"]),
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
         tests("NBDProtocolTests", ["NBDProtocol"]),
