@@ -22,6 +22,13 @@ extension HostFile {
     public func writeZeroes(at offset: UInt64, count: UInt64, _ options: ZeroOptions = []) async throws(HostError) {
         try checkNothingLost("write zeroes")
         guard count > 0 else { return }
+        if isGrowable, count <= UInt64.max - offset, offset + count > currentByteCount {
+            // Only a write makes a file longer without a race: a byte of our own range, which is then zeroed with the rest.
+            let zero: [UInt8] = [0]
+            let span = zero.span
+            // SAFETY: every bit pattern is a byte.
+            try await write(at: offset + count - 1, from: unsafe span.bytes)
+        }
         switch await io.call({ self.zero(offset, count, options) }) {
         case .done(let result): guard result >= 0 else { throw error(result, "write zeroes") }
         case .mustWrite(let ranges):

@@ -32,6 +32,8 @@ extension HostFile {
     public func write(at offset: UInt64, from bytes: RawSpan, durable: Bool = false) async throws(HostError) {
         try checkNothingLost("write")
         guard bytes.byteCount > 0 else { return }
+        // Also when it fails: it may have made the file longer.
+        defer { noteEnd(offset &+ UInt64(bytes.byteCount)) }
         let memory = BorrowedMemory(reading: bytes)
         if !durable, memory.count <= Self.attemptByteLimit, attemptWrite(at: offset, from: memory) { return }
         let dsync = durable && !lacks(.dsync)
@@ -103,7 +105,10 @@ extension HostFile {
     /// Writes `bytes` and returns true if that needs no waiting. After false, any part may have been written: write all of it again.
     public func writeNow(at offset: UInt64, from bytes: RawSpan) -> Bool {
         guard state.lostData.load(ordering: .relaxed) == 0 else { return false }
-        return bytes.byteCount == 0 || attemptWrite(at: offset, from: BorrowedMemory(reading: bytes))
+        guard bytes.byteCount > 0 else { return true }
+        guard attemptWrite(at: offset, from: BorrowedMemory(reading: bytes)) else { return false }
+        noteEnd(offset &+ UInt64(bytes.byteCount))
+        return true
     }
 
     /// Returns the number of leading bytes that were there without waiting.

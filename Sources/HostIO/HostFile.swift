@@ -20,11 +20,14 @@ public final class HostFile: Sendable {
         public var isDirect: Bool
         /// Wait for the disk by io_uring, where the host has it (`HostFile.ringRefusal`), and not on threads.
         public var usesRing: Bool
+        /// The file may become longer and shorter while it is used (`resize`, and writes behind its end).
+        public var isGrowable: Bool
 
-        public init(isReadOnly: Bool = false, isDirect: Bool = false, usesRing: Bool = false) {
+        public init(isReadOnly: Bool = false, isDirect: Bool = false, usesRing: Bool = false, isGrowable: Bool = false) {
             self.isReadOnly = isReadOnly
             self.isDirect = isDirect
             self.usesRing = usesRing
+            self.isGrowable = isGrowable
         }
     }
 
@@ -33,6 +36,8 @@ public final class HostFile: Sendable {
     public let kind: Kind
     public let isReadOnly: Bool
     public let isDirect: Bool
+    /// A regular file that was opened to be resized.
+    public let isGrowable: Bool
     /// Bytes at the time of opening.
     public let byteCount: UInt64
     /// Bytes of a sector of a block device, the least that it discards or zeroes; 1 for files.
@@ -59,6 +64,8 @@ public final class HostFile: Sendable {
         let lostData = Atomic<Int32>(0)
         let lacks = Atomic<UInt32>(0)
         let stalls = StallGuard()
+        /// Of a file that may be resized.
+        let byteCount = Atomic<UInt64>(0)
     }
 
     /// Opens the file at `path`, following symbolic links; never creates one.
@@ -117,14 +124,16 @@ public final class HostFile: Sendable {
             ? BlockQueue(major: status.node_major, minor: status.node_minor).isRotational
             : BlockQueue(major: status.device_major, minor: status.device_minor).isRotational
         isDirect = options.isDirect
+        isGrowable = options.isGrowable && kind == .regular
+        state.byteCount.store(size, ordering: .relaxed)
         mapping =
             result >= 0 && !options.isDirect && (kind == .regular || kind == .blockDevice)
-            ? FileMapping(descriptor, byteCount: size, isLocal: kind == .blockDevice || fileSystem.isLocal) : nil
+            ? FileMapping(descriptor, byteCount: isGrowable ? Self.mappedByteCount(size) : size, isLocal: kind == .blockDevice || fileSystem.isLocal) : nil
         // Only a regular file or a disk can be read at an offset; others are opened to learn what they are.
         if result >= 0, options.isDirect, kind == .regular || kind == .blockDevice {
             do throws(HostError) {
                 let second = try Self.openDescriptor(path, isReadOnly: options.isReadOnly, isDirect: true)
-                direct = try DirectAccess(direct: second, buffered: descriptor, path: path, byteCount: size)
+                direct = try DirectAccess(direct: second, buffered: descriptor, path: path, byteCount: isGrowable ? .max : size)
             } catch {
                 direct = nil
                 throw error

@@ -5,7 +5,10 @@ internal import HostIO
 ///
 /// Regular files and block devices take the same way: `HostFile` knows the difference. Size exact (S-EXP-06, S-BUG-13), requests of any
 /// alignment in every cache mode.
-public final class RawFile: BlockDevice {
+///
+/// Opened with `RawOptions.isGrowable` its size may change; otherwise `resize` fails, and a request behind the end is a mistake of its
+/// caller.
+public final class RawFile: ResizableDevice {
     public let info: DeviceInfo
     /// Whether other programs are warned of our use of the image; false when locking was not wanted or the file system has no locks.
     public let isLocked: Bool
@@ -54,6 +57,19 @@ public final class RawFile: BlockDevice {
     public func read(at offset: UInt64, into buffer: inout MutableRawSpan) async throws(BlockError) {
         do throws(HostError) {
             try await file.read(at: offset, into: &buffer)
+        } catch {
+            throw BlockError(error)
+        }
+    }
+
+    public var currentByteCount: UInt64 { file.currentByteCount }
+
+    public func resize(to byteCount: UInt64) async throws(BlockError) {
+        try checkWritable()
+        guard options.isGrowable else { throw BlockError(.unsupported, "the device was not opened to be resized") }
+        guard byteCount <= UInt64(Int64.max) else { throw BlockError(.tooLarge, "\(byteCount) bytes are more than 2^63 - 1") }
+        do throws(HostError) {
+            try await file.resize(to: byteCount)
         } catch {
             throw BlockError(error)
         }

@@ -54,10 +54,12 @@ public struct RawOptions: Equatable, Sendable {
     public var aio: AIO
     /// Locks the image against other programs, in QEMU's way (S-BLK-15).
     public var isLocked: Bool
+    /// The file may become longer and shorter while it is used, by its own user: it carries an image format. See `ResizableDevice`.
+    public var isGrowable: Bool
 
     public init(
         isReadOnly: Bool = false, cache: Cache = .writeback, discard: Discard = .unmap, detectZeroes: DetectZeroes = .off,
-        aio: AIO = .threads, isLocked: Bool = true
+        aio: AIO = .threads, isLocked: Bool = true, isGrowable: Bool = false
     ) {
         self.isReadOnly = isReadOnly
         self.cache = cache
@@ -65,6 +67,7 @@ public struct RawOptions: Equatable, Sendable {
         self.detectZeroes = detectZeroes
         self.aio = aio
         self.isLocked = isLocked
+        self.isGrowable = isGrowable
     }
 
     /// Why the options contradict each other, for the user; nil when they do not.
@@ -79,7 +82,7 @@ public struct RawOptions: Equatable, Sendable {
     }
 
     var hostOptions: HostFile.Options {
-        HostFile.Options(isReadOnly: isReadOnly, isDirect: cache.isDirect, usesRing: aio.usesRing)
+        HostFile.Options(isReadOnly: isReadOnly, isDirect: cache.isDirect, usesRing: aio.usesRing, isGrowable: isGrowable)
     }
 }
 
