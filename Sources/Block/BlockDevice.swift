@@ -36,6 +36,10 @@ public protocol BlockDevice: AnyObject, Sendable {
     /// Appends the status of `range` from its start on, at least one byte of it, and stops at its end or when the list is full.
     func status(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError)
 
+    /// Appends how many images down each run of `range` is allocated, by the rules of `status` (S-BST-08): 0 nowhere, 1 in this image, n in
+    /// the n-th of its chain, as `ExtentStatus(rawValue: n)`. A device that is no chain of images is all 1.
+    func allocationDepth(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError)
+
     /// The fast face of the device for one event loop; nil when there is none.
     func makeMapper() -> sending (any RangeMapper)?
 
@@ -60,6 +64,10 @@ extension BlockDevice {
 
     public func status(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {
         extents.append(range.count, .data)
+    }
+
+    public func allocationDepth(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {
+        extents.append(range.count, .depth(1))
     }
 
     public func makeMapper() -> sending (any RangeMapper)? { nil }

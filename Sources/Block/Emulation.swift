@@ -134,27 +134,11 @@ public final class Emulation: BlockDevice {
     }
 
     public func status(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {
-        let range = try checked(range.start, range.count)
-        guard !range.isEmpty else { return }
-        if range.isAligned(to: minimum) { return try await device.status(of: range, into: &extents) }
-        // Of the blocks around the range, the part inside. The device may answer for less than the part before the range: ask on.
-        var rest = blocks(around: range)
-        while rest.start <= range.start {
-            var found = ExtentList(byteCountLimit: rest.count, extentCountLimit: extents.extentCountLimit)
-            try await device.status(of: rest, into: &found)
-            var position = rest.start
-            for extent in found.extents {
-                guard let run = ByteRange(start: position, count: extent.count) else { break }
-                let inside = run.clamped(to: range)
-                position = run.end
-                if !inside.isEmpty, !extents.append(inside.count, extent.status) { return }
-            }
-            guard found.byteCount > 0 else {
-                extents.append(range.count, .data)
-                return
-            }
-            rest = rest.dropFirst(found.byteCount)
-        }
+        try await ask(.status, of: range, otherwise: .data, into: &extents)
+    }
+
+    public func allocationDepth(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {
+        try await ask(.allocationDepth, of: range, otherwise: .depth(1), into: &extents)
     }
 
     public func makeMapper() -> sending (any RangeMapper)? {
@@ -164,6 +148,46 @@ public final class Emulation: BlockDevice {
 
     public func close() async {
         await device.close()
+    }
+}
+
+// MARK: - Extents
+
+extension Emulation {
+    private enum Question { case status, allocationDepth }
+
+    private func ask(_ question: Question, _ range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {
+        switch question {
+        case .status: try await device.status(of: range, into: &extents)
+        case .allocationDepth: try await device.allocationDepth(of: range, into: &extents)
+        }
+    }
+
+    /// - Parameter silence: what it means when the device says nothing.
+    private func ask(
+        _ question: Question, of range: ByteRange, otherwise silence: ExtentStatus, into extents: inout ExtentList
+    ) async throws(BlockError) {
+        let range = try checked(range.start, range.count)
+        guard !range.isEmpty else { return }
+        if range.isAligned(to: minimum) { return try await ask(question, range, into: &extents) }
+        // Of the blocks around the range, the part inside. The device may answer for less than the part before the range: ask on.
+        var rest = blocks(around: range)
+        while rest.start <= range.start {
+            var found = ExtentList(byteCountLimit: rest.count, extentCountLimit: extents.extentCountLimit)
+            try await ask(question, rest, into: &found)
+            var position = rest.start
+            for extent in found.extents {
+                guard let run = ByteRange(start: position, count: extent.count) else { break }
+                let inside = run.clamped(to: range)
+                position = run.end
+                if !inside.isEmpty, !extents.append(inside.count, extent.status) { return }
+            }
+            guard found.byteCount > 0 else {
+                extents.append(range.count, silence)
+                return
+            }
+            rest = rest.dropFirst(found.byteCount)
+        }
     }
 }
 
@@ -278,4 +302,6 @@ private final class AlignedReadMapper: RangeMapper {
     }
 
     func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool { false }
+
+    func released() { mapper.released() }
 }

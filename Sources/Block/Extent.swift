@@ -9,6 +9,13 @@ public struct ExtentStatus: OptionSet, Hashable, Sendable {
     public static let zero = ExtentStatus(rawValue: 1 << 1)
     /// Allocated data; always a safe answer.
     public static let data: ExtentStatus = []
+
+    // Other contexts have values of their own.
+
+    /// Of a dirty bitmap: written since (S-BST-09).
+    public static let dirty = ExtentStatus(rawValue: 1 << 0)
+    /// Of `BlockDevice.allocationDepth`: a number, not bits.
+    public static func depth(_ number: UInt32) -> ExtentStatus { ExtentStatus(rawValue: number) }
 }
 
 /// A run of bytes of equal status.

@@ -6,8 +6,21 @@ public import HostIO
 public protocol RangeMapper: AnyObject {
     /// Appends where `range` lies now, in order, and returns true; or appends nothing and returns false ("await me").
     func mapRead(_ range: ByteRange, into segments: inout SegmentList) -> Bool
-    /// The same for a plain write. A device that must act on each write (mark, allocate, refuse) returns false.
+    /// The same for a plain write. A device that must act before each write (allocate, refuse) returns false.
     func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool
+
+    /// `range` has been written where `mapWrite` said, or that was tried and may have stopped half way; the client has no answer yet. For
+    /// devices that keep account of writes (S-BLK-23).
+    func didWrite(_ range: ByteRange)
+
+    /// Nothing that this mapper has said is in use any more: no write is under way, no reply that names its segments waits to be sent. For
+    /// formats that move or free clusters: a freed one is used again only when every mapper has said so since. Called often.
+    func released()
+}
+
+extension RangeMapper {
+    public func didWrite(_ range: ByteRange) {}
+    public func released() {}
 }
 
 /// Where a run of a device's bytes lies.

@@ -9,6 +9,8 @@ public struct AwaitedRequest: Sendable {
     /// Bytes of the memory budget that are held for it.
     let cost: Int
     let device: any BlockDevice
+    /// See `Transmission.sources`; BLOCK_STATUS only.
+    let sources: [UInt32: any ExtentSource]
     let mode: ReplyMode
     /// Most bytes of data in one chunk, as promised to the client (P-SIZE-13).
     let chunkByteCountLimit: UInt64
@@ -22,6 +24,8 @@ public struct AwaitedRequest: Sendable {
 
     /// Reads shorter than this are answered as data, without asking where the holes are: that would cost more than it saves.
     static let sparseReadFloor: UInt64 = 32 << 10
+    /// Extents of one reply, of all its contexts together: 16 MiB at most.
+    static let extentCountLimit = 1 << 20
     /// Shorter holes are sent as zeroes (S-CMD-06).
     static let holeFloor: UInt64 = 4 << 10
 
@@ -178,11 +182,20 @@ public struct AwaitedRequest: Sendable {
     /// One chunk for each context, in order; a failure ends the reply, for a cookie has but one DONE (S-BST-12, S-BUG-04).
     private func blockStatus(_ encoder: ReplyEncoder, into replies: inout [ByteBuffer]) async throws(BlockError) {
         let range = try range()
-        let extentCountLimit = request.flags.contains(.reqOne) ? 1 : 131_072
+        let extentCountLimit =
+            request.flags.contains(.reqOne) ? 1 : min(131_072, max(1, Self.extentCountLimit / max(1, request.contexts.count)))
         for (index, context) in request.contexts.enumerated() {
             var list = ExtentList(byteCountLimit: range.count, extentCountLimit: extentCountLimit)
-            try await device.status(of: range, into: &list)
-            if list.extents.isEmpty { list.append(range.count, .data) }
+            if context.id == MetaContext.baseAllocation.id {
+                try await device.status(of: range, into: &list)
+                if list.extents.isEmpty { list.append(range.count, .data) }
+            } else {
+                guard let source = sources[context.id] else {
+                    throw BlockError(.invalid, "metadata context \(context.id) tells nothing")
+                }
+                try await source.extents(of: range, into: &list)
+                guard !list.extents.isEmpty else { throw BlockError(.inputOutput, "metadata context \(context.id) tells nothing") }
+            }
             let isLast = index == request.contexts.count - 1
             replies.append(encoder.reply { encoder.extents(list, context: context.id, isLast: isLast, into: &$0) })
         }

@@ -33,6 +33,8 @@ struct ReplyQueue {
     /// Those of them that are only named, and take no memory of ours.
     private var segmentByteCount = 0
     var memoryByteCount: Int { byteCount - segmentByteCount }
+    /// Whether bytes are named that lie elsewhere.
+    var hasSegments: Bool { segmentByteCount > 0 }
     /// Buffers that were taken, in order, to be used again once they are sent.
     private var taken: [ByteBuffer] = []
 

@@ -15,6 +15,8 @@ extension Transmission {
         let encoder = ReplyEncoder(mode: rules.mode, cookie: request.cookie, offset: request.offset, trace: trace)
         segments.removeAll()
         let before = replies.memoryByteCount
+        // What was mapped is used now or in the queue of replies, which says when it has left.
+        defer { if !replies.hasSegments { mapper.released() } }
         switch request.command {
         case .read where request.flags.subtracting(.df).isEmpty:
             // Bytes at hand are sent as data without asking for holes: a hole that nobody has read is not at hand.
@@ -23,7 +25,10 @@ extension Transmission {
             guard sendNow(count, encoder) || readNow(count, encoder) else { return false }
             if trace != nil { encoder.traceData(position: encoder.offset, count: count) }
         case .write where request.flags.subtracting(.payloadLength).isEmpty:
-            guard mapper.mapWrite(range, into: &segments), writeNow(payload) else { return false }
+            guard mapper.mapWrite(range, into: &segments) else { return false }
+            let isWritten = writeNow(payload)
+            mapper.didWrite(range)
+            guard isWritten else { return false }
             replies.append(room: ChunkHeader.byteCount(.extended)) {
                 encoder.success(into: &$0)
                 return true

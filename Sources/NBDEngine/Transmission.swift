@@ -38,6 +38,8 @@ public struct Transmission: ~Copyable {
     public let session: Session
     let rules: RequestRules
     let device: any BlockDevice
+    /// What contexts other than `base:allocation` tell, by their ids.
+    let sources: [UInt32: any ExtentSource]
     let mapper: (any RangeMapper)?
     let limits: TransmissionLimits
     let trace: Tracer?
@@ -64,14 +66,17 @@ public struct Transmission: ~Copyable {
 
     /// - Parameters:
     ///   - device: takes requests of any alignment (see `Emulation`).
+    ///   - sources: of the contexts of the export, by their ids; `base:allocation` is the device's own status.
     ///   - pool: shared by the connections of a loop.
     ///   - wake: called from any thread when memory that was waited for is there; the shell answers with `memoryGranted()` on the loop.
     public init(
-        session: Session, device: any BlockDevice, limits: TransmissionLimits = TransmissionLimits(), budget: MemoryBudget,
+        session: Session, device: any BlockDevice, sources: [UInt32: any ExtentSource] = [:], limits: TransmissionLimits = TransmissionLimits(),
+        budget: MemoryBudget,
         pool: BufferPool = BufferPool(), sendsSegments: Bool = false, trace: Tracer? = nil, wake: @escaping @Sendable () -> Void
     ) {
         self.session = session
         self.device = device
+        self.sources = sources
         self.limits = limits
         self.pool = pool
         self.sendsSegments = sendsSegments
@@ -172,6 +177,7 @@ public struct Transmission: ~Copyable {
         stage = .ended
         inbox = ByteBuffer()
         replies = ReplyQueue(pool: pool)
+        mapper?.released()
         work = []
         lease.end()
         trace?(.detached(export: session.export.name))
@@ -202,7 +208,9 @@ public struct Transmission: ~Copyable {
     public mutating func dropOutput(_ byteCount: Int) {
         guard !isAbandoned else { return }
         let before = replies.memoryByteCount
+        let hadSegments = replies.hasSegments
         replies.drop(byteCount)
+        if hadSegments, !replies.hasSegments { mapper?.released() }
         lease.release(before - replies.memoryByteCount)
     }
 
@@ -371,7 +379,7 @@ public struct Transmission: ~Copyable {
         switch request.command {
         case .read: Int(request.count)
         // 16 bytes for each extent; few files have more than one in 4 KiB.
-        case .blockStatus: Int(min(request.count / 256, 4 << 20))
+        case .blockStatus: Int(min(request.count / 256, 4 << 20)) * min(max(request.contexts.count, 1), 8)
         default: 0
         }
     }
@@ -411,7 +419,8 @@ public struct Transmission: ~Copyable {
         requestsInFlight += 1
         work.append(
             AwaitedRequest(
-                request: request, payload: payload.withoutMuchAround, cost: cost, device: device, mode: rules.mode,
+                request: request, payload: payload.withoutMuchAround, cost: cost, device: device,
+                sources: request.command == .blockStatus ? sources : [:], mode: rules.mode,
                 chunkByteCountLimit: UInt64(session.export.blockSizes.maximumPayload), trace: trace))
     }
 

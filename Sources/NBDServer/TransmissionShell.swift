@@ -53,7 +53,8 @@ final class TransmissionShell {
         let shell = WeakBox<TransmissionShell>()
         let bound = LoopBound(shell, loop)
         transmission = Transmission(
-            session: session, device: export.device, limits: limits, budget: environment.budget, pool: pool, sendsSegments: sendsSegments,
+            session: session, device: export.device, sources: export.sources, limits: limits, budget: environment.budget, pool: pool,
+            sendsSegments: sendsSegments,
             trace: environment.tracer(for: identity), wake: { bound.execute { $0.object?.memoryGranted() } })
         shell.object = self
         environment.journal.attached(identity, session)

@@ -28,7 +28,7 @@ final class EngineHarness {
 
     init(
         _ mode: ReplyMode = .simple, device: ScriptedDevice = ScriptedDevice(), flags: TransmissionFlags? = nil,
-        contexts: [MetaContext] = [.baseAllocation], limits: TransmissionLimits = TransmissionLimits(), minimumBlock: UInt32 = 1,
+        contexts: [MetaContext] = [.baseAllocation], sources: [UInt32: any ExtentSource]? = nil, limits: TransmissionLimits = TransmissionLimits(), minimumBlock: UInt32 = 1,
         maximumPayload: UInt32 = 32 << 20, isSharing: Bool = false,
         budget: MemoryBudget = MemoryBudget(byteCountLimit: 1 << 30), traces: Bool = false
     ) {
@@ -51,7 +51,8 @@ final class EngineHarness {
         let watch: Tracer = { log.append($0) }
         let trace = traces ? watch : nil
         transmission = Transmission(
-            session: session, device: device, limits: limits, budget: budget, sendsSegments: isSharing, trace: trace, wake: { wakes.add() })
+            session: session, device: device, sources: sources ?? [9: StatusSource(device)], limits: limits, budget: budget,
+            sendsSegments: isSharing, trace: trace, wake: { wakes.add() })
     }
 
     // Macros of tests take no value that cannot be copied.

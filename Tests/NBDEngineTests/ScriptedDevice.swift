@@ -96,3 +96,14 @@ final class ScriptedDevice: BlockDevice {
         if position < range.end { extents.append(range.end - max(position, range.start), .data) }
     }
 }
+
+/// Tells in a context of its own what the device tells as its status.
+final class StatusSource: ExtentSource {
+    private let device: any BlockDevice
+
+    init(_ device: any BlockDevice) { self.device = device }
+
+    func extents(of range: ByteRange, into list: inout ExtentList) async throws(BlockError) {
+        try await device.status(of: range, into: &list)
+    }
+}

@@ -58,10 +58,10 @@ private struct TransmissionRun: ~Copyable {
         let export = ExportDescription(id: 1, name: "disk", byteCount: FuzzDevice.byteCount, flags: flags, contexts: contexts)
         var trace: Tracer?
         if fragmentation & 0x80 != 0 { trace = { event in precondition(!event.description.isEmpty) } }
+        let device = FuzzDevice(isReadOnly: isReadOnly, isFaulty: isFaulty, isMapped: setup & 128 != 0)
         engine = Transmission(
-            session: Session(export: export, flags: flags, mode: mode, contexts: contexts),
-            device: FuzzDevice(isReadOnly: isReadOnly, isFaulty: isFaulty, isMapped: setup & 128 != 0), limits: limits, budget: budget,
-            trace: trace, wake: {})
+            session: Session(export: export, flags: flags, mode: mode, contexts: contexts), device: device,
+            sources: [7: AllocationDepth(device)], limits: limits, budget: budget, trace: trace, wake: {})
         decoder = ReplyDecoder(mode: mode, contexts: contexts)
     }
 

@@ -48,6 +48,10 @@ public final class DetectZeroes: BlockDevice {
         try await device.status(of: range, into: &extents)
     }
 
+    public func allocationDepth(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {
+        try await device.allocationDepth(of: range, into: &extents)
+    }
+
     public func makeMapper() -> sending (any RangeMapper)? {
         guard let mapper = device.makeMapper() else { return nil }
         return ReadOnlyMapper(mapper)
@@ -71,4 +75,6 @@ private final class ReadOnlyMapper: RangeMapper {
     }
 
     func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool { false }
+
+    func released() { mapper.released() }
 }

@@ -95,6 +95,11 @@ public final class Faults: BlockDevice {
         try await device.status(of: range, into: &extents)
     }
 
+    public func allocationDepth(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {
+        try await meet(.status, range)
+        try await device.allocationDepth(of: range, into: &extents)
+    }
+
     public func close() async {
         await device.close()
     }

@@ -56,6 +56,10 @@ public final class RawWindow: BlockDevice {
         try await device.status(of: inner(range), into: &extents)
     }
 
+    public func allocationDepth(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {
+        try await device.allocationDepth(of: inner(range), into: &extents)
+    }
+
     public func makeMapper() -> sending (any RangeMapper)? {
         guard let mapper = device.makeMapper() else { return nil }
         return WindowMapper(mapper, offset: offset, byteCount: info.byteCount)
@@ -94,6 +98,12 @@ private final class WindowMapper: RangeMapper {
         guard let range = inner(range) else { return false }
         return mapper.mapWrite(range, into: &segments)
     }
+
+    func didWrite(_ range: ByteRange) {
+        if let range = inner(range) { mapper.didWrite(range) }
+    }
+
+    func released() { mapper.released() }
 
     private func inner(_ range: ByteRange) -> ByteRange? {
         guard range.end <= byteCount else { return nil }
