@@ -32,7 +32,9 @@ import Testing
     static let extended = geometry(16, extended: true)
 
     @Test func `say what their cluster is`() throws {
-        func mapping(_ raw: UInt64, _ bitmap: UInt64 = 0, _ geometry: ImageGeometry = Self.plain, data: Bool = false) throws -> ClusterMapping {
+        func mapping(_ raw: UInt64, _ bitmap: UInt64 = 0, _ geometry: ImageGeometry = Self.plain, data: Bool = false) throws
+            -> ClusterMapping
+        {
             try L2Entry(rawDescriptor: raw, subclusters: SubclusterBitmap(rawValue: bitmap)).mapping(in: geometry, hasDataFile: data)
         }
         #expect(try mapping(0) == .unallocated)
