@@ -8,12 +8,14 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #if defined(__linux__)
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #endif
 
@@ -46,6 +48,27 @@ const void *chostio_map(int fd, size_t count) {
 int chostio_unmap(const void *address, size_t count) { RESULT(munmap((void *)address, count)); }
 
 #if defined(__linux__)
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+int chostio_resident(int fd, const void *address, size_t count, uint64_t *bits) {
+    enum { PAGES = 512 };
+    unsigned char pages[PAGES];
+    size_t limit = (size_t)PAGES << 12;
+    if (count > limit) count = limit;
+    // Of other files mincore says that all of it is there. Rights may have changed since the file was opened.
+    struct stat file;
+    if (fstat(fd, &file) < 0) return -errno;
+    if (geteuid() != file.st_uid && syscall(SYS_faccessat2, fd, "", W_OK, AT_EACCESS | AT_EMPTY_PATH) < 0) return -EPERM;
+    if (mincore((void *)address, count, pages) < 0) return -errno;
+    for (size_t word = 0; word < PAGES / 64; word++) bits[word] = 0;
+    for (size_t page = 0; page < (count + 4095) >> 12; page++) bits[page >> 6] |= (uint64_t)(pages[page] & 1) << (page & 63);
+    return 0;
+}
+
+void chostio_populate(const void *address, size_t count) { (void)madvise((void *)address, count, MADV_POPULATE_READ); }
 
 int chostio_poller_open(void) { RESULT(epoll_create1(EPOLL_CLOEXEC)); }
 
@@ -133,6 +156,10 @@ int chostio_event_drain(int fd) { (void)fd; return -ENOTSUP; }
 int64_t chostio_send(int fd, const struct iovec *parts, int count) { (void)fd; (void)parts; (void)count; return -ENOTSUP; }
 int chostio_socket_room(int fd, int bytes) { (void)fd; (void)bytes; return -ENOTSUP; }
 int chostio_core_count(void) { return 1; }
+int chostio_resident(int fd, const void *address, size_t count, uint64_t *bits) {
+    (void)fd; (void)address; (void)count; (void)bits; return -ENOTSUP;
+}
+void chostio_populate(const void *address, size_t count) { (void)address; (void)count; }
 uint64_t chostio_major_faults(void) { return 0; }
 uint64_t chostio_file_system(int fd) { (void)fd; return 0; }
 int chostio_map_retire(const void *address, size_t count) { (void)address; (void)count; return -ENOTSUP; }

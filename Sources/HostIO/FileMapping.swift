@@ -1,21 +1,29 @@
 internal import CHostIO
+internal import Synchronization
 
 /// A whole file, mapped for reading, so that its pages can be sent from where they are; and what is known of which pages are in memory.
 ///
 /// Nobody reads the mapping in user code: only the kernel does, while it sends. A page that cannot be read (the file was made shorter, the
 /// disk failed) is then an EFAULT of that call, where code of ours would die of SIGBUS. A page that is merely not in memory would be waited
 /// for, with everybody else of the loop: so only pages that are known to be there are sent, and all of that is forgotten when a thread
-/// notices that it has waited (`HostLoop`). Facts are learnt when a read or write that never waits has succeeded.
-// SAFETY: both regions are mapped in `init` with the lengths that are kept, and unmapped in `deinit`. `known` is touched by atomic
+/// notices that it has waited (`HostLoop`). Facts are learnt when a read or write that never waits has succeeded, and, once for each granule,
+/// from the kernel (mincore), where it tells: else each page of a large file would have to be copied once before it is sent from here.
+// SAFETY: the regions are mapped in `init` with the lengths that are kept, and unmapped in `deinit`. `known` is touched by atomic
 // operations alone; that the kernel zeroes it meanwhile (`forget`) is as good as any other order. `address` is never read.
 @safe final class FileMapping: @unchecked Sendable {
     static let pageByteCount: UInt64 = 4096
 
+    /// What the kernel is asked about at a time; 8 words of `known`.
+    private static let granuleByteCount: UInt64 = 512 * pageByteCount
+
+    private let descriptor: Int32
     private let address: UnsafeRawPointer
     let byteCount: UInt64
-    /// One bit for each page.
+    /// One bit for each page; behind them, from `askedIndex` on, one for each granule that the kernel was asked about.
     private let known: UnsafeMutablePointer<UInt64>
     private let knownByteCount: Int
+    private let askedIndex: Int
+    private let isTrusted = Atomic<Bool>(true)
 
     /// Nil when there is nothing to map, or the file lies where its mapping may not show what others write: on the network, or behind a
     /// program.
@@ -23,8 +31,11 @@ internal import CHostIO
     /// - Parameter isLocal: a disk of this host, or on a file system of its own (`FileSystem`).
     init?(_ descriptor: Int32, byteCount: UInt64, isLocal: Bool) {
         guard byteCount > 0, byteCount <= 1 << 46, isLocal else { return nil }
+        self.descriptor = descriptor
         self.byteCount = byteCount
-        knownByteCount = Int((byteCount / Self.pageByteCount / 64 + 1) * 8)
+        let granuleCount = Int((byteCount - 1) / Self.granuleByteCount) + 1
+        askedIndex = granuleCount * 8
+        knownByteCount = (askedIndex + granuleCount / 64 + 1) * 8
         guard let known = unsafe chostio_zeroes(knownByteCount) else { return nil }
         guard let address = unsafe chostio_map(descriptor, Int(byteCount)) else {
             _ = unsafe chostio_unmap(known, knownByteCount)
@@ -54,9 +65,45 @@ internal import CHostIO
         }
     }
 
+    /// Asks the kernel which pages around a range of the file are in memory, if it was not asked before. Returns whether all of the range is.
+    func ask(_ offset: UInt64, _ count: Int) -> Bool {
+        guard isTrusted.load(ordering: .relaxed), count > 0, offset < byteCount, UInt64(count) <= byteCount - offset else { return false }
+        var isNews = false
+        for granule in Int(offset / Self.granuleByteCount)...Int((offset + UInt64(count) - 1) / Self.granuleByteCount) {
+            let asked = unsafe known + (askedIndex + granule >> 6)
+            let bit: UInt64 = 1 << UInt64(granule & 63)
+            guard unsafe chostio_bits(asked) & bit == 0 else { continue }
+            unsafe chostio_set_bits(asked, bit)
+            ask(granule)
+            isNews = true
+        }
+        return isNews && isAtHand(offset, count)
+    }
+
+    private func ask(_ granule: Int) {
+        let start = UInt64(granule) * Self.granuleByteCount
+        let count = Int(min(Self.granuleByteCount, byteCount - start))
+        unsafe withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 8) { bits in
+            guard let first = bits.baseAddress, unsafe chostio_resident(descriptor, address + Int(start), count, first) == 0 else { return }
+            var pageCount = 0
+            for index in bits.indices where unsafe bits[index] != 0 {
+                unsafe chostio_set_bits(known + (granule * 8 + index), bits[index])
+                pageCount += unsafe bits[index].nonzeroBitCount
+            }
+            if pageCount == (count - 1) / Int(Self.pageByteCount) + 1 { unsafe chostio_populate(address + Int(start), count) }
+        }
+    }
+
     /// Pages have left the memory; nothing is known any more.
     func forget() {
         _ = unsafe chostio_zeroes_again(known, knownByteCount)
+    }
+
+    /// The kernel called pages present that it could not send: of a file that was made shorter, it keeps more than there is. It is not asked
+    /// again.
+    func distrust() {
+        isTrusted.store(false, ordering: .relaxed)
+        forget()
     }
 
     /// From now on nothing can be sent from here, also by those who are about to.

@@ -129,12 +129,18 @@ extension HostFile {
 
     /// Whether `count` bytes from `offset` on are in memory, so that a `GatherList` may send them from there. False where that cannot be known.
     public func isAtHand(_ offset: UInt64, _ count: Int) -> Bool {
-        mapping?.isAtHand(offset, count) ?? false
+        guard let mapping else { return false }
+        return mapping.isAtHand(offset, count) || mapping.ask(offset, count)
     }
 
-    /// Sending from memory has made somebody wait: nothing counts as at hand until it was read or written again.
+    /// Sending from memory has made somebody wait: nothing counts as at hand until it is learnt again.
     public func forgetWhatIsAtHand() {
         mapping?.forget()
+    }
+
+    /// Bytes that were at hand could not be sent.
+    func distrustWhatIsAtHand() {
+        mapping?.distrust()
     }
 
     private func attemptWrite(at offset: UInt64, from memory: BorrowedMemory) -> Bool {

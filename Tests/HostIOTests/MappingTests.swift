@@ -10,9 +10,17 @@ import Glibc
 #endif
 
 @Suite struct `What is at hand` {
+    /// Opens a file none of which is in memory.
+    private static func openCold(_ path: String) async throws -> HostFile {
+        let descriptor = open(path, O_RDWR)
+        defer { close(descriptor) }
+        #expect(fsync(descriptor) == 0 && posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED) == 0)
+        return try await HostFile.open(path)
+    }
+
     @Test func `is what was read or written, page by page`() async throws {
         let scratch = Scratch()
-        let file = try await HostFile.open(scratch.file(contents: pattern(1 << 20)))
+        let file = try await Self.openCold(scratch.file(contents: pattern(1 << 20)))
         #expect(!file.isAtHand(0, 4096))
         _ = try await file.bytes(at: 8192 + 100, 10)
         #expect(file.isAtHand(8192, 4096))
@@ -21,8 +29,40 @@ import Glibc
         #expect(file.isAtHand(63 * 4096, 2 * 4096))
         _ = try await file.bytes(at: 0, 1 << 20)
         #expect(file.isAtHand(0, 1 << 20) && file.isAtHand(77, 1000))
-        file.forgetWhatIsAtHand()
-        #expect(!file.isAtHand(8192, 1) && !file.isAtHand((1 << 20) - 1, 1))
+    }
+
+    // Nobody has read it here, but it is in memory: sent from there at the first request.
+    @Test func `is what the kernel says to be in memory`() async throws {
+        let scratch = Scratch()
+        let file = try await HostFile.open(scratch.file("warm", contents: pattern(5 << 20)))
+        #expect(file.isAtHand((2 << 20) - 1, 2) && file.isAtHand((5 << 20) - 1, 1) && file.isAtHand(0, 5 << 20))
+        let path = scratch.file(contents: pattern(5 << 20))
+        let cold = try await Self.openCold(path)
+        #expect(!cold.isAtHand(0, 1) && !cold.isAtHand(3 << 20, 4096))
+        _ = try await cold.bytes(at: 0, 2 << 20)
+        #expect(cold.isAtHand(0, 2 << 20) && !cold.isAtHand(0, (2 << 20) + 1))
+        // Asked once for each granule: pages that come later are learnt by reading them.
+        _ = try await HostFile.open(path).bytes(at: 3 << 20, 4096)
+        #expect(!cold.isAtHand(3 << 20, 4096))
+        // Until all is forgotten.
+        cold.forgetWhatIsAtHand()
+        #expect(cold.isAtHand(3 << 20, 4096) && cold.isAtHand(0, 2 << 20))
+    }
+
+    // Of a file that is neither ours nor writable mincore says that all of it is there. Root may write everything, so it steps back for a moment.
+    @Test(.enabled(if: geteuid() == 0)) func `is nothing that the kernel would not tell`() async throws {
+        let scratch = Scratch()
+        let path = scratch.file(contents: pattern(1 << 20))
+        #expect(chmod(path, 0o444) == 0)
+        let descriptor = open(path, O_RDONLY)
+        defer { close(descriptor) }
+        let mapping = try #require(FileMapping(descriptor, byteCount: 1 << 20, isLocal: true))
+        #expect(seteuid(65534) == 0)
+        let isAtHand = mapping.ask(0, 4096)
+        #expect(seteuid(0) == 0)
+        #expect(!isAtHand)
+        mapping.forget()
+        #expect(mapping.ask(0, 4096))
     }
 
     @Test(arguments: [(0, 0), (1 << 20, 1), ((1 << 20) - 1, 2), (0, (1 << 20) + 1), (1 << 21, 1)])
@@ -110,8 +150,8 @@ import Glibc
                 return
             }
             #expect("\(error.code)" == "Bad address", "\(error)")
-            list.forgetWhatIsAtHand()
-            #expect(!file.isAtHand(0, 1))
+            // Nor is the kernel believed any more, which may keep more of the file than there is.
+            #expect(!file.isAtHand(8192, 1))
         }
     }
 

@@ -50,6 +50,11 @@ const void *chostio_map(int fd, size_t count);
 /// Puts memory that cannot be read in the place of a mapping: whoever uses it gets EFAULT.
 int chostio_map_retire(const void *address, size_t count);
 int chostio_unmap(const void *address, size_t count);
+/// Which pages of a mapping are in memory, one bit each: at most 512 pages of 4 KiB, into 8 words. -EPERM when the kernel does not tell this
+/// process of this file: neither its own nor one that it may write (mincore(2)).
+int chostio_resident(int fd, const void *address, size_t count, uint64_t *bits);
+/// Enters pages that are in memory into the page table, so that using them causes no faults. A hint.
+void chostio_populate(const void *address, size_t count);
 /// `count` bytes of zeroes that take no memory until they are written, for `chostio_unmap`; NULL when there are none.
 uint64_t *chostio_zeroes(size_t count);
 /// Makes them zeroes again.

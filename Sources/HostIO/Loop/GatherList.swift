@@ -1,4 +1,5 @@
 internal import CHostIO
+internal import SystemPackage
 
 /// What one call sends, from several places: bytes in memory, bytes of mapped files, zeroes. Made anew for each call, in room that stays.
 ///
@@ -37,7 +38,7 @@ internal import CHostIO
     /// Part of the bytes comes from files.
     public var hasFiles: Bool { !files.isEmpty }
 
-    /// Sending had to wait for a disk, or failed: what was known of these files is not true any more.
+    /// Sending had to wait for a disk: what was known of these files is not true any more.
     public func forgetWhatIsAtHand() {
         for file in files { file.forgetWhatIsAtHand() }
     }
@@ -76,8 +77,12 @@ internal import CHostIO
         return true
     }
 
-    /// Sends what fits. Returns how many bytes that were, or a negated errno.
+    /// Sends what fits. Returns how many bytes that were, or a negated errno; after EFAULT the files are not sent from memory again so easily.
     func send(on descriptor: Int32) -> Int {
-        Int(unsafe chostio_send(descriptor, parts, Int32(count)))
+        let result = Int(unsafe chostio_send(descriptor, parts, Int32(count)))
+        if result == -Int(Errno.badAddress.rawValue) {
+            for file in files { file.distrustWhatIsAtHand() }
+        }
+        return result
     }
 }

@@ -199,8 +199,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
             case .ended:
                 return
             case .failed(let error):
-                // Bytes were promised by their header, and are not there: the file was made shorter, or its disk has failed.
-                outbox.forgetWhatIsAtHand()
+                // The peer is gone; or bytes were promised by their header, and are not there: the file was made shorter, or its disk failed.
                 environment.journal.failed(identity, error)
                 end()
             }
