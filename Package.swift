@@ -91,6 +91,6 @@ let package = Package(
         tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", "HostIO", nioCore]),
         tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers", nioCore, nioPosix]),
         tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
-        tests("NBDToolTests", ["NBDTool", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),
+        tests("NBDToolTests", ["NBDTool", "NBDServer", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),
     ]
 )

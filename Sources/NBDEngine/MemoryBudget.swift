@@ -23,9 +23,13 @@ public final class MemoryBudget: Sendable {
     /// Bytes; at least two of the largest requests fit.
     public let byteCountLimit: Int
     private let state = Mutex(State())
+    private let ranOut: (@Sendable () -> Void)?
 
-    /// - Parameter byteCountLimit: raised to 80 MiB if lower, since the largest request must fit with its reply.
-    public init(byteCountLimit: Int) {
+    /// - Parameters:
+    ///   - byteCountLimit: raised to 80 MiB if lower, since the largest request must fit with its reply.
+    ///   - ranOut: called, from any thread, each time somebody has to wait while nobody did before.
+    public init(byteCountLimit: Int, ranOut: (@Sendable () -> Void)? = nil) {
+        self.ranOut = ranOut
         self.byteCountLimit = max(byteCountLimit, 80 << 20)
     }
 
@@ -50,13 +54,16 @@ public final class MemoryBudget: Sendable {
 
     /// Queues up for bytes. `granted` is called once they are reserved, from any thread, perhaps before this returns.
     func wait(for byteCount: Int, granted: @escaping @Sendable () -> Void) -> Ticket {
-        let (ticket, ready) = state.withLock { state in
+        let (ticket, ready, isFirst) = state.withLock { state in
             let ticket = Ticket(number: state.nextTicket)
+            let isFirst = state.waiters.isEmpty
             state.nextTicket += 1
             state.waiters.append(Waiter(ticket: ticket, byteCount: min(byteCount, byteCountLimit), granted: granted))
-            return (ticket, serve(&state))
+            let ready = serve(&state)
+            return (ticket, ready, isFirst && !state.waiters.isEmpty)
         }
         for waiter in ready { waiter.granted() }
+        if isFirst { ranOut?() }
         return ticket
     }
 

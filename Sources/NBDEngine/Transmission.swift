@@ -246,6 +246,9 @@ public struct Transmission: ~Copyable {
     /// Holds memory that others may be waiting for.
     public var holdsMemory: Bool { lease.holdsMemory }
 
+    /// Bytes of requests and replies that are held for this client.
+    public var memoryByteCount: Int { lease.used }
+
     /// In the middle of a message from the client.
     public var isMidMessage: Bool {
         switch stage {

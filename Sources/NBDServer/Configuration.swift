@@ -43,6 +43,14 @@ extension NBDServer {
         public var defaultExport: String?
         /// Connections at a time; 0: no limit. When reached, new ones wait in the backlog until one leaves (S-SRV-04).
         public var connectionLimit = 100
+        /// Connections of one peer at a time: of an IPv4 address, of the 64-bit network of an IPv6 address, of the user behind a Unix socket. Those
+        /// beyond are closed at once. 0: no limit; nil: three quarters of `connectionLimit`, so that nobody can take all places.
+        public var peerConnectionLimit: Int?
+        /// Connections in handshake at a time; 0: no limit. One more cuts the one that has been at it longest: who is honest needs
+        /// milliseconds.
+        public var handshakeCountLimit = 64
+        /// The same for the connections of one peer, which cut each other only.
+        public var peerHandshakeCountLimit = 32
         /// Requests in flight for one client, at least 1 (S-LIM-07).
         public var requestLimit = 16
         /// Time for greeting and options together (S-HS-11); `.zero`: no limit.
@@ -51,8 +59,12 @@ extension NBDServer {
         public var memoryLimit = 1 << 30
         /// The same for one connection; one request is always admitted.
         public var connectionMemoryLimit = 64 << 20
-        /// A connection that holds memory which others wait for is closed when it has made no progress for so long.
+        /// While others wait for memory: a connection that holds some, and sends or reads less than a tenth of it in this time, is closed.
+        /// `.zero`: never.
         public var stallLimit: Duration = .seconds(10)
+        /// Even if nobody waits: a connection in the middle of a message, or with replies to read, that hardly moves for so long is closed: less
+        /// than 1 KiB in any `stallLimit`. An idle client between requests may stay for ever. `.zero`: never.
+        public var progressLimit: Duration = .seconds(120)
         /// At shutdown, time for requests in flight; then connections are cut.
         public var drainLimit: Duration = .seconds(10)
         /// End when the last client that had chosen an export leaves (S-SRV-07).

@@ -11,6 +11,8 @@ struct ConnectionEnvironment: Sendable {
     let fastLoops: [FastLoop]
     /// A client has chosen an export (true) or, having chosen one, is gone (false).
     let attachmentChanged: @Sendable (Bool) -> Void
+    /// A connection has finished its handshake; may be said more than once.
+    let negotiated: @Sendable (ConnectionIdentity) -> Void
     /// A connection has another handle from now on. Returns whether the server is draining.
     let moved: @Sendable (ConnectionIdentity, ConnectionHandle) -> Bool
     let ended: @Sendable (ConnectionIdentity) -> Void
@@ -19,15 +21,16 @@ struct ConnectionEnvironment: Sendable {
         case found(ServedExport)
         /// There is one, which this client may know of, but not open.
         case forbidden
-        case unknown
+        /// There is none, as far as this client can tell.
+        case unknown(isHidden: Bool)
     }
 
     /// What a name means to a client, cut down to what it may do.
     func lookUp(_ name: String, for peer: PeerIdentity) -> LookUp {
-        guard let export = registry.find(name) else { return .unknown }
+        guard let export = registry.find(name) else { return .unknown(isHidden: false) }
         guard let authorizer = configuration.authorizer else { return .found(export) }
         let permissions = authorizer.permissions(of: peer, for: export.description.name)
-        guard permissions.contains(.read) else { return permissions.contains(.list) ? .forbidden : .unknown }
+        guard permissions.contains(.read) else { return permissions.contains(.list) ? .forbidden : .unknown(isHidden: true) }
         return .found(export.restricted(to: permissions))
     }
 
@@ -52,4 +55,6 @@ struct ConnectionHandle: Sendable {
     let drain: @Sendable () -> Void
     /// Cuts it, whatever is in flight.
     let cut: @Sendable () -> Void
+    /// Cuts it if it is still in its handshake.
+    var crowdOut: @Sendable () -> Void = {}
 }

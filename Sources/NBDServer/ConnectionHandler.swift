@@ -82,7 +82,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         var bytes = unwrapInboundIn(data)
         if let shell {
-            shell.noteProgress()
+            shell.noteProgress(bytes.readableBytes)
             shell.transmission.receive(bytes)
             shell.pump()
         } else if !isClosing {
@@ -178,8 +178,12 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
         case .found(let export):
             chosenExport = export
             return handshake?.answer(export.description, output: &output) ?? .close(nil)
-        case .forbidden: return handshake?.answerForbidden(output: &output) ?? .close(nil)
-        case .unknown: return handshake?.answer(nil, output: &output) ?? .close(nil)
+        case .forbidden:
+            environment.journal.refusedExport(identity, name, isHidden: true)
+            return handshake?.answerForbidden(output: &output) ?? .close(nil)
+        case .unknown(let isHidden):
+            environment.journal.refusedExport(identity, name, isHidden: isHidden)
+            return handshake?.answer(nil, output: &output) ?? .close(nil)
         }
     }
 
@@ -197,6 +201,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     private func departIfReady() {
         guard let (session, export) = departure, let context, !isClosing else { return }
         handshakeDeadline?.cancel()
+        environment.negotiated(identity)
         if let descriptor, !environment.fastLoops.isEmpty {
             // The last bytes of the handshake must be gone: from then on somebody else sends.
             guard unsentByteCount == 0 else { return }
@@ -266,7 +271,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     private func didSend(_ byteCount: Int, isReply: Bool) {
         unsentByteCount -= byteCount
         if let shell {
-            shell.noteProgress()
+            shell.noteProgress(byteCount)
             if isReply { shell.didSend(byteCount) } else { requestTurn() }
         } else if isClosing {
             if unsentByteCount == 0 { context?.close(promise: nil) }
@@ -297,7 +302,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
         inbox = ByteBuffer()
         if let violation { environment.journal.violated(identity, violation) }
         // A peer that does not read must not keep its connection.
-        guard unsentByteCount > 0, violation != .handshakeTimeout, violation != .stalled, let context else {
+        guard unsentByteCount > 0, violation?.isAboutTime != true, let context else {
             context?.close(promise: nil)
             return
         }
@@ -320,9 +325,25 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
         }
     }
 
+    /// Makes way for another handshake, unless this one is just over.
+    func crowdOut() {
+        guard shell == nil, departure == nil, !hasMoved else { return }
+        close(.crowdedOut)
+    }
+
     /// Cuts the connection, whatever is in flight.
     func cut() {
         if let successor { return successor.cut() }
         context?.close(promise: nil)
+    }
+}
+
+extension ProtocolViolation {
+    /// The client does not keep up: its connection must not wait for it to read what it was sent.
+    var isAboutTime: Bool {
+        switch self {
+        case .handshakeTimeout, .stalled, .tooSlow, .crowdedOut: true
+        default: false
+        }
     }
 }

@@ -6,14 +6,21 @@ import Synchronization
 struct Journal: Sendable {
     let logger: Logger
     private let limiter = Limiter()
+    private let tally = Tally()
 
     init(logger: Logger) { self.logger = logger }
 
+    var counters: Counters { tally.counters.withLock { $0 } }
+
+    func count(_ change: (inout Counters) -> Void) { tally.counters.withLock { change(&$0) } }
+
     func connected(_ identity: ConnectionIdentity) {
+        count { $0.connections += 1 }
         logger.debug("client connected", metadata: metadata(identity))
     }
 
     func attached(_ identity: ConnectionIdentity, _ session: Session) {
+        count { $0.sessions += 1 }
         var metadata = metadata(identity)
         metadata["export"] = "\(session.export.name.sanitized())"
         metadata["mode"] = "\(session.mode)"
@@ -25,11 +32,30 @@ struct Journal: Sendable {
     }
 
     func violated(_ identity: ConnectionIdentity, _ violation: ProtocolViolation) {
+        count { $0.count(violation) }
         // A client that hangs up in the greeting is a port probe (S-NEW-14).
         report("connection closed: \(violation)", metadata(identity))
     }
 
+    /// - Parameter name: as the client wrote it.
+    func refusedExport(_ identity: ConnectionIdentity, _ name: String, isHidden: Bool) {
+        count { $0.refusedExports += 1 }
+        // Who asks for what is not there has made a mistake; who asks for what is not theirs is worth a line.
+        if isHidden { report("export '\(name.sanitized())' refused by the server's rules", metadata(identity)) }
+    }
+
+    func full(_ limit: Int) {
+        count { $0.timesFull += 1 }
+        report("all \(limit) places are taken: new clients wait", [:])
+    }
+
+    func lacksMemory(_ limit: Int) {
+        count { $0.memoryWaits += 1 }
+        report("all \(limit) bytes for requests and replies are in use: clients wait", [:])
+    }
+
     func cannotAccept(_ error: any Error) {
+        count { $0.acceptFailures += 1 }
         report("cannot accept connections for the moment: \(error)", [:])
     }
 
@@ -39,7 +65,7 @@ struct Journal: Sendable {
 
     private func report(_ text: String, _ metadata: Logger.Metadata) {
         switch limiter.admit(now: .now) {
-        case .no: break
+        case .no: count { $0.suppressedLines += 1 }
         case .yes(let suppressed):
             var metadata = metadata
             if suppressed > 0 { metadata["suppressed"] = "\(suppressed)" }
@@ -49,6 +75,10 @@ struct Journal: Sendable {
 
     private func metadata(_ identity: ConnectionIdentity) -> Logger.Metadata {
         ["connection": "\(identity.id)", "peer": "\(identity.peer)"]
+    }
+
+    private final class Tally: Sendable {
+        let counters = Mutex(Counters())
     }
 
     /// At most ten lines in ten seconds; tells how many were left out.

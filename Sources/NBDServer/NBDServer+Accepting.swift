@@ -1,3 +1,4 @@
+import NBDProtocol
 import NIOCore
 import NIOPosix
 
@@ -55,7 +56,8 @@ extension NBDServer {
                 // NIO closes the socket, except when it could not make a channel of it; Darwin alone lets that fail (see the error).
                 if error is NIOFcntlFailedError { ListeningSocket.close(descriptor) }
                 ended(id)
-                if !(error is CancellationError) { cannotAccept(error) }
+                // Those of our own making are no news.
+                if !(error is CancellationError), !(error is ProtocolViolation) { cannotAccept(error) }
                 throw error
             }
     }

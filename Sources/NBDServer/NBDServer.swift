@@ -25,6 +25,7 @@ public final class NBDServer: Service, Sendable {
         /// Clients on the way from the acceptor to their event loop. They take places as connections do.
         var arriving: Set<UInt64> = []
         var connections: [UInt64: ConnectionHandle] = [:]
+        var places: PlaceBook
         var nextConnection: UInt64 = 1
         var attachedCount = 0
         var uris: [String] = []
@@ -43,7 +44,7 @@ public final class NBDServer: Service, Sendable {
     private let journal: Journal
     let group: any EventLoopGroup
     private let fastLoops: [FastLoop]
-    private let state = Mutex(State())
+    private let state: Mutex<State>
 
     /// - Throws: `.invalidExport` for two exports of one name, a default export that does not exist, a name or size out of range.
     public init(exports: [Export], configuration: Configuration, logger: Logger) throws(ServerError) {
@@ -56,8 +57,10 @@ public final class NBDServer: Service, Sendable {
                 throw ServerError(.invalidExport, "the export '\(name.sanitized())' of an oldstyle listener does not exist")
             }
         }
-        budget = MemoryBudget(byteCountLimit: configuration.memoryLimit)
-        journal = Journal(logger: logger)
+        let journal = Journal(logger: logger)
+        self.journal = journal
+        budget = MemoryBudget(byteCountLimit: configuration.memoryLimit) { journal.lacksMemory(configuration.memoryLimit) }
+        state = Mutex(State(places: PlaceBook(configuration)))
         group = configuration.eventLoopGroup ?? NIOSingletons.posixEventLoopGroup
         fastLoops = configuration.usesFastPath ? FastLoop.all() : []
     }
@@ -67,6 +70,9 @@ public final class NBDServer: Service, Sendable {
 
     /// Connections at this moment.
     public var connectionCount: Int { state.withLock { $0.placesTaken } }
+
+    /// What has happened since the server was made.
+    public var counters: Counters { journal.counters }
 
     // MARK: Start
 
@@ -135,11 +141,13 @@ public final class NBDServer: Service, Sendable {
 
     /// Gives a new client its place and its number; `adopt` follows, or `ended`.
     func arrived() -> UInt64 {
-        state.withLock { state in
+        let (id, isFull) = state.withLock { state in
             defer { state.nextConnection += 1 }
             state.arriving.insert(state.nextConnection)
-            return state.nextConnection
+            return (state.nextConnection, state.placesTaken == configuration.connectionLimit)
         }
+        if isFull { journal.full(configuration.connectionLimit) }
+        return id
     }
 
     /// Makes a new connection one of ours. On the connection's loop.
@@ -147,26 +155,39 @@ public final class NBDServer: Service, Sendable {
     /// - Parameters:
     ///   - id: what `arrived` gave it.
     ///   - descriptor: the channel's socket, and as long as that is open.
-    /// - Throws: `CancellationError` when the server is ending; then the channel is the caller's to close.
+    /// - Throws: `CancellationError` when the server is ending, `ProtocolViolation` for one connection too many of its peer; then the channel is
+    ///   the caller's to close.
     func adopt(_ channel: any Channel, id: UInt64, descriptor: CInt, listener: Listener) throws {
         let environment = ConnectionEnvironment(
             registry: registry, configuration: configuration, budget: budget, journal: journal, fastLoops: fastLoops,
-            attachmentChanged: { [self] in attachmentChanged($0) }, moved: { [self] in moved($0, $1) }, ended: { [self] in ended($0.id) })
+            attachmentChanged: { [self] in attachmentChanged($0) }, negotiated: { [self] in negotiated($0.id) },
+            moved: { [self] in moved($0, $1) }, ended: { [self] in ended($0.id) })
         let identity = ConnectionIdentity(id: id, peer: channel.remoteAddress.map(Self.describe) ?? "local")
+        let peer = PeerIdentity(of: descriptor, address: channel.remoteAddress)
         let handler = ConnectionHandler(
-            identity: identity, peer: PeerIdentity(of: descriptor, address: channel.remoteAddress), environment: environment, listener: listener,
-            descriptor: descriptor, loop: channel.eventLoop)
+            identity: identity, peer: peer, environment: environment, listener: listener, descriptor: descriptor, loop: channel.eventLoop)
         let bound = LoopBound(handler, handler.executor)
-        let handle = ConnectionHandle(drain: { bound.execute { $0.drain() } }, cut: { bound.execute { $0.cut() } })
-        try state.withLock { state in
+        let handle = ConnectionHandle(
+            drain: { bound.execute { $0.drain() } }, cut: { bound.execute { $0.cut() } }, crowdOut: { bound.execute { $0.crowdOut() } })
+        let (verdict, victim) = try state.withLock { state in
             guard !state.isDraining else { throw CancellationError() }
+            let verdict = state.places.enter(id, PlaceBook.Key(peer))
+            guard case .welcome(let victim) = verdict else { return (verdict, nil as ConnectionHandle?) }
             state.arriving.remove(id)
             state.connections[id] = handle
+            return (verdict, victim.flatMap { state.connections[$0] })
         }
+        guard verdict != .refused else {
+            journal.violated(identity, .tooManyConnections)
+            throw ProtocolViolation.tooManyConnections
+        }
+        victim?.crowdOut()
         // A connection that has moved lives on without its channel.
         channel.closeFuture.whenComplete { [self] _ in if !bound.value.hasMoved { ended(id) } }
         try channel.pipeline.syncOperations.addHandler(handler)
     }
+
+    private func negotiated(_ id: UInt64) { state.withLock { $0.places.negotiated(id) } }
 
     /// A connection has another handle from now on. Returns whether it should drain at once.
     private func moved(_ identity: ConnectionIdentity, _ handle: ConnectionHandle) -> Bool {
@@ -179,6 +200,7 @@ public final class NBDServer: Service, Sendable {
     /// A connection is over, or never was one: its place is free. May be said more than once.
     func ended(_ id: UInt64) {
         let (acceptor, waiting, isOver) = state.withLock { state -> (Acceptor?, [CheckedContinuation<Void, Never>], Bool) in
+            state.places.leave(id)
             guard state.arriving.remove(id) != nil || state.connections.removeValue(forKey: id) != nil else { return (nil, [], false) }
             let wasFull = state.placesTaken + 1 == configuration.connectionLimit
             let acceptor = wasFull ? state.acceptor : nil

@@ -30,7 +30,7 @@ final class TransmissionShell {
     /// Knows the time.
     private let clock: any EventLoop
     private unowned let face: any ConnectionFace
-    private var lastProgress = NIODeadline.now()
+    private var watch = ProgressWatch()
     private var isWatching = false
     private var isFarewellScheduled = false
     private var isDraining = false
@@ -71,8 +71,8 @@ final class TransmissionShell {
 
     // MARK: Work
 
-    /// Bytes have come or gone.
-    func noteProgress() { lastProgress = .now() }
+    /// So many bytes have come or gone.
+    func noteProgress(_ byteCount: Int) { watch.movedByteCount &+= byteCount }
 
     private func startWork() {
         let work = transmission.takeWork()
@@ -102,7 +102,6 @@ final class TransmissionShell {
 
     private func completed(_ completion: AwaitedRequest.Completion) {
         guard !isOver else { return }  // the connection is gone, and so is its share of the budget
-        noteProgress()
         transmission.complete(completion)
         pump()
         face.requestTurn()
@@ -142,22 +141,29 @@ final class TransmissionShell {
         watchForStalls()
     }
 
-    /// A connection in the middle of something is looked at now and then: memory that it holds while others wait is taken from it.
+    /// A connection in the middle of something is looked at now and then: one that is in the way of others has to go, and one that is not
+    /// going anywhere, too.
     private func watchForStalls() {
-        guard !isWatching, transmission.isMidMessage || unsentByteCount > 0 else { return }
-        isWatching = true
-        let limit = TimeAmount(environment.configuration.stallLimit)
-        after(limit) { shell in
-            shell.isWatching = false
-            if shell.transmission.holdsMemory, shell.transmission.requestsInFlight == 0, shell.environment.budget.isContended,
-                .now() - shell.lastProgress >= limit
-            {
-                shell.face.close(.stalled)
-            } else {
-                shell.watchForStalls()
-            }
+        guard !isWatching, isAwaitingPeer else {
+            return
         }
+        let limits = ProgressWatch.Limits(environment.configuration)
+        guard let period = limits.period else { return }
+        isWatching = true
+        watch.begin(requestCount: transmission.requestCount)
+        after(TimeAmount(period)) { $0.lookForStall(limits) }
     }
+
+    private func lookForStall(_ limits: ProgressWatch.Limits) {
+        isWatching = false
+        let verdict = watch.verdict(
+            limits, isAwaitingPeer: isAwaitingPeer && transmission.requestsInFlight == 0, requestCount: transmission.requestCount,
+            heldByteCount: transmission.holdsMemory ? transmission.memoryByteCount : nil, isContended: environment.budget.isContended)
+        if let verdict { return face.close(verdict) }
+        watchForStalls()
+    }
+
+    private var isAwaitingPeer: Bool { transmission.isMidMessage || unsentByteCount > 0 }
 
     private func after(_ time: TimeAmount, _ body: @escaping @Sendable (TransmissionShell) -> Void) {
         let shell = WeakBox<TransmissionShell>()

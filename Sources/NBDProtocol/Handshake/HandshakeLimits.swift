@@ -30,6 +30,12 @@ public enum ProtocolViolation: Error, Equatable, Sendable {
     case truncated
     /// Held memory that others wait for, without moving (see `MemoryBudget`).
     case stalled
+    /// Hardly moved for a long time in the middle of a message or of replies to it.
+    case tooSlow
+    /// Its peer has as many connections as one may have.
+    case tooManyConnections
+    /// Its handshake was the oldest when others wanted to begin theirs.
+    case crowdedOut
     /// The rules of the server do not let this client in.
     case notAdmitted
 }
@@ -47,6 +53,9 @@ extension ProtocolViolation: CustomStringConvertible {
         case .payloadTooLong(let count): "request payload of \(count) bytes"
         case .handshakeTimeout: "handshake not finished in time"
         case .truncated: "connection ended in the middle of a message"
+        case .tooSlow: "hardly moved for too long"
+        case .tooManyConnections: "its peer has too many connections"
+        case .crowdedOut: "handshake not finished when others wanted to begin"
         case .notAdmitted: "not let in by the server's rules"
         case .stalled: "made no progress while others wait for memory"
         }

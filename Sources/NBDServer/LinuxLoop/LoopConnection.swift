@@ -150,7 +150,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
             }
             switch outcome {
             case .bytes(let byteCount):
-                shell.noteProgress()
+                shell.noteProgress(byteCount)
                 // Less than there was room for: that was all.
                 if byteCount < limit, !isHungUp { mayHaveInput = false }
             case .wouldBlock:
@@ -191,7 +191,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
             switch socket.send(outbox) {
             case .bytes(let byteCount):
                 shell.transmission.dropOutput(byteCount)
-                shell.noteProgress()
+                shell.noteProgress(byteCount)
                 if outbox.hasFiles { lookForFaults(outbox) }
                 if byteCount < outbox.byteCount { waitForRoom() }
             case .wouldBlock:

@@ -3,22 +3,42 @@ import NBDProtocol
 /// Decoding is written out because a key that nobody knows must be an error: a misspelt limit is a missing limit.
 extension Configuration: Decodable {
     init(from decoder: any Decoder) throws {
-        let keys = try StrictKeys(decoder, ["default-export", "pid-file", "poll", "fast-path", "limits", "listeners", "exports"])
+        let keys = try StrictKeys(
+            decoder,
+            [
+                "default-export", "pid-file", "poll", "fast-path", "user", "group", "sandbox", "limits", "listeners", "exports", "allow", "deny",
+            ])
         defaultExport = try keys.decode("default-export")
         pidFile = try keys.decode("pid-file")
         poll = try keys.decode("poll")
         fastPath = try keys.decode("fast-path")
+        user = try keys.decode("user")
+        group = try keys.decode("group")
+        sandbox = try keys.decode("sandbox")
         limits = try keys.decode("limits")
         listeners = try keys.decode("listeners")
         exports = try keys.decode("exports")
+        allow = try keys.decode("allow")
+        deny = try keys.decode("deny")
     }
 }
 
 extension Configuration.Limits: Decodable {
     init(from decoder: any Decoder) throws {
-        let keys = try StrictKeys(decoder, ["connections", "requests", "handshake", "drain", "memory", "connection-memory"])
+        let keys = try StrictKeys(
+            decoder,
+            [
+                "connections", "connections-per-peer", "handshakes", "handshakes-per-peer", "requests", "handshake", "stall", "progress",
+                "peer-silence", "drain", "memory", "connection-memory",
+            ])
         connections = try keys.decode("connections")
+        connectionsPerPeer = try keys.decode("connections-per-peer")
+        handshakes = try keys.decode("handshakes")
+        handshakesPerPeer = try keys.decode("handshakes-per-peer")
         requests = try keys.decode("requests")
+        stall = try keys.decode("stall")
+        progress = try keys.decode("progress")
+        peerSilence = try keys.decode("peer-silence")
         handshake = try keys.decode("handshake")
         drain = try keys.decode("drain")
         memory = try keys.decode("memory")
@@ -64,8 +84,23 @@ extension Configuration.Export: Decodable {
     }
 }
 
+extension Configuration.Rule: Decodable {
+    init(from decoder: any Decoder) throws {
+        let keys = try StrictKeys(decoder, ["export", "from", "uid", "gid", "pid", "tls", "tls-dn", "tls-user", "may"])
+        export = try keys.decode("export")
+        from = try keys.decode("from") ?? .none
+        uid = try keys.decode("uid") ?? .none
+        gid = try keys.decode("gid") ?? .none
+        pid = try keys.decode("pid") ?? .none
+        tls = try keys.decode("tls")
+        tlsDN = try keys.decode("tls-dn")
+        tlsUser = try keys.decode("tls-user")
+        may = try keys.decode("may")
+    }
+}
+
 /// A keyed container that refuses keys outside a list.
-private struct StrictKeys {
+struct StrictKeys {
     struct Key: CodingKey {
         var stringValue: String
         var intValue: Int? { nil }

@@ -11,6 +11,7 @@ extension Configuration {
             if let poll { plan.pollLimit = try NBDTool.Limits.poll(poll, "poll") }
             if let fastPath { plan.usesFastPath = fastPath }
             if let limits { try apply(limits, to: &plan) }
+            try applyAccess(to: &plan.access)
             for (index, listener) in (listeners ?? []).enumerated() {
                 plan.listeners.append(try self.plan(listener, "listeners[\(index)]"))
             }
@@ -28,6 +29,12 @@ extension Configuration {
             guard 0...Int(Int32.max) ~= count else { throw .usage("limits.connections \(count): expected 0 or more") }
             plan.connectionLimit = count
         }
+        if let count = limits.connectionsPerPeer { plan.peerConnectionLimit = try Bounds.count(count, "limits.connections-per-peer") }
+        if let count = limits.handshakes { plan.handshakeCountLimit = try Bounds.count(count, "limits.handshakes") }
+        if let count = limits.handshakesPerPeer { plan.peerHandshakeCountLimit = try Bounds.count(count, "limits.handshakes-per-peer") }
+        if let seconds = limits.stall { plan.stallLimit = try Bounds.seconds(String(seconds), "limits.stall") }
+        if let seconds = limits.progress { plan.progressLimit = try Bounds.seconds(String(seconds), "limits.progress") }
+        if let seconds = limits.peerSilence { plan.peerSilenceLimit = try Bounds.seconds(String(seconds), "limits.peer-silence") }
         if let count = limits.requests {
             guard Bounds.requests ~= count else {
                 throw .usage("limits.requests \(count): expected \(Bounds.requests.lowerBound) to \(Bounds.requests.upperBound)")

@@ -20,9 +20,15 @@ struct Configuration: Equatable, Sendable {
 
     struct Limits: Equatable, Sendable {
         var connections: Int?
+        var connectionsPerPeer: Int?
+        var handshakes: Int?
+        var handshakesPerPeer: Int?
         var requests: Int?
         /// Seconds.
         var handshake: Int?
+        var stall: Int?
+        var progress: Int?
+        var peerSilence: Int?
         var drain: Int?
         var memory: ConfiguredSize?
         var connectionMemory: ConfiguredSize?
@@ -56,6 +62,19 @@ struct Configuration: Equatable, Sendable {
         var locking: Bool?
     }
 
+    /// What `--allow` and `--deny` say: see `AccessRule(parsing:)`.
+    struct Rule: Equatable, Sendable {
+        var export: String?
+        var from = ConfiguredList<String>.none
+        var uid = ConfiguredList<UInt32>.none
+        var gid = ConfiguredList<UInt32>.none
+        var pid = ConfiguredList<Int32>.none
+        var tls: Bool?
+        var tlsDN: String?
+        var tlsUser: String?
+        var may: ConfiguredList<String>?
+    }
+
     /// For messages.
     var path = ""
     var defaultExport: String?
@@ -63,9 +82,14 @@ struct Configuration: Equatable, Sendable {
     /// Microseconds.
     var poll: Int?
     var fastPath: Bool?
+    var user: String?
+    var group: String?
+    var sandbox: String?
     var limits: Limits?
     var listeners: [Listener]?
     var exports: [Export]?
+    var allow: [Rule]?
+    var deny: [Rule]?
 
     /// - Throws: `.usage` naming the file, and the key or the place in it.
     init(contents: [UInt8], path: String) throws(ToolError) {
@@ -122,6 +146,21 @@ struct ConfiguredSize: Equatable, Sendable, Decodable {
 
     private static func invalid(_ value: String, _ decoder: any Decoder) -> DecodingError {
         .dataCorrupted(.init(codingPath: decoder.codingPath, debugDescription: "\(value) is not a size"))
+    }
+}
+
+/// One value or an array of them.
+struct ConfiguredList<Element: Decodable & Equatable & Sendable>: Equatable, Sendable, Decodable {
+    var elements: [Element]
+
+    static var none: Self { Self(elements: []) }
+
+    init(elements: [Element]) { self.elements = elements }
+
+    init(from decoder: any Decoder) throws {
+        let container = try decoder.singleValueContainer()
+        // The error about an array is the better one: it names the element.
+        if let one = try? container.decode(Element.self) { elements = [one] } else { elements = try container.decode([Element].self) }
     }
 }
 

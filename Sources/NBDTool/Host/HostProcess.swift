@@ -129,6 +129,13 @@ enum HostProcess {
         return unsafe lstat(path, &status) == 0 ? status : nil
     }
 
+    /// Of what a symbolic link leads to.
+    static func status(behind path: String) -> stat? {
+        var status = stat()
+        // SAFETY: see above; `status` is valid during the call.
+        return unsafe stat(path, &status) == 0 ? status : nil
+    }
+
     // MARK: Descriptors, continued
 
     static func setCloseOnExec(_ descriptor: Int32, _ isSet: Bool) {

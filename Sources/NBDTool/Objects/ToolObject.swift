@@ -3,6 +3,7 @@ import NBDProtocol
 /// What a `--object` describes, checked as far as it can be without opening anything.
 enum ToolObject: Equatable, Sendable {
     case tlsCredentials(TLSCredentialsPlan)
+    case authorization(AuthorizationPlan)
 
     /// Every `--object` of a command line, by its id.
     ///
@@ -16,6 +17,8 @@ enum ToolObject: Equatable, Sendable {
     private init(_ definition: ObjectDefinition) throws(ToolError) {
         switch definition.type {
         case "tls-creds-x509", "tls-creds-psk", "tls-creds-anon": self = .tlsCredentials(try TLSCredentialsPlan(definition))
+        case let type where AuthorizationPlan.types.contains(type):
+            self = .authorization(try AuthorizationPlan(type: type, keys: definition.keys))
         default:
             throw .usage("--object: type '\(definition.type.sanitized())' is not supported")
         }

@@ -42,7 +42,7 @@ enum Serve {
         var plan = try ServePlan(options, configuration: configuration, activated: activation.sockets.map(\.name))
         try plan.trace.load { path throws(ToolError) in try HostProcess.contents(of: path, limit: TracePlan.byteLimit) }
         let logger = Logger(label: program) { _ in ToolLogHandler(program: program, isVerbose: plan.isVerbose) }
-        for warning in plan.trace.warnings { logger.warning("\(warning)") }
+        for warning in plan.trace.warnings + plan.access.warnings(exports: plan.exports.map(\.name)) { logger.warning("\(warning)") }
         let runner = ServeRunner(
             plan: plan, style: options.style, activation: activation, notifier: ServiceNotifier.adopt(), detachment: detachment,
             logger: logger)

@@ -15,6 +15,7 @@ struct ServeCommand: AsyncParsableCommand {
 
     @OptionGroup(title: "What is served") var image: ImageOptions
     @OptionGroup(title: "Where") var place: PlaceOptions
+    @OptionGroup(title: "Who may do what") var access: AccessOptions
     @OptionGroup(title: "Limits") var limit: LimitOptions
     @OptionGroup(title: "Life") var life: LifeOptions
     @OptionGroup(visibility: .hidden) var later: LaterOptions
@@ -102,11 +103,37 @@ struct ServeCommand: AsyncParsableCommand {
             help: ArgumentHelp("Clients at a time (default: 100; 0: no limit).", valueName: "count"))
         var shared: String?
 
+        @Option(
+            name: .long,
+            help: ArgumentHelp("The same for one address or user (default: three quarters of them; 0: no limit).", valueName: "count"))
+        var maxConnectionsPerPeer: String?
+
+        @Option(name: .long, help: ArgumentHelp("Unfinished handshakes; one more cuts the oldest (default: 64; 0: no limit).", valueName: "count"))
+        var maxHandshakes: String?
+
+        @Option(name: .long, help: ArgumentHelp("The same for one address or user (default: 32; 0: no limit).", valueName: "count"))
+        var maxHandshakesPerPeer: String?
+
         @Option(name: .long, help: ArgumentHelp("Requests in flight for one client (default: 16).", valueName: "count"))
         var requests: String?
 
         @Option(name: .long, help: ArgumentHelp("Seconds for the handshake (default: 10; 0: no limit).", valueName: "seconds"))
         var handshakeLimit: String?
+
+        @Option(
+            name: .long,
+            help: ArgumentHelp("Seconds for a client that holds memory others wait for (default: 10; 0: no limit).", valueName: "seconds"))
+        var stallLimit: String?
+
+        @Option(
+            name: .long,
+            help: ArgumentHelp("Seconds without progress in the middle of a message (default: 120; 0: no limit).", valueName: "seconds"))
+        var progressLimit: String?
+
+        @Option(
+            name: .long,
+            help: ArgumentHelp("Seconds until a silent TCP peer is taken to be gone (default: 120; 0: never).", valueName: "seconds"))
+        var peerSilenceLimit: String?
 
         @Option(name: .long, help: ArgumentHelp("Memory for requests and replies of all clients (default: 1G).", valueName: "size"))
         var memoryLimit: String?
@@ -193,6 +220,17 @@ struct ServeCommand: AsyncParsableCommand {
         options.oldstyleExport = place.oldstyle
         options.isListable = !place.noList
         options.connectionLimit = limit.shared
+        options.peerConnectionLimit = limit.maxConnectionsPerPeer
+        options.handshakeCountLimit = limit.maxHandshakes
+        options.peerHandshakeCountLimit = limit.maxHandshakesPerPeer
+        options.stallLimit = limit.stallLimit
+        options.progressLimit = limit.progressLimit
+        options.peerSilenceLimit = limit.peerSilenceLimit
+        options.allows = access.allow
+        options.denies = access.deny
+        options.user = access.user
+        options.group = access.group
+        options.sandbox = access.sandbox
         options.requestLimit = limit.requests
         options.handshakeLimit = limit.handshakeLimit
         options.memoryLimit = limit.memoryLimit

@@ -38,15 +38,30 @@ struct ServeOptions: Equatable, Sendable {
     // Limits.
     /// `-e`, `--max-connections`.
     var connectionLimit: String?
+    var peerConnectionLimit: String?
+    var handshakeCountLimit: String?
+    var peerHandshakeCountLimit: String?
     var requestLimit: String?
     var handshakeLimit: String?
     var memoryLimit: String?
     var connectionMemoryLimit: String?
+    var stallLimit: String?
+    var progressLimit: String?
+    var peerSilenceLimit: String?
     var drainLimit: String?
     /// Microseconds.
     var poll: String?
     /// on, off.
     var fastPath: String?
+
+    // Who may do what.
+    /// Every `--allow`.
+    var allows: [String] = []
+    var denies: [String] = []
+    var user: String?
+    var group: String?
+    /// on, off, require.
+    var sandbox: String?
 
     // Life.
     /// Stay when the last client has left. nil: as usual for the style.

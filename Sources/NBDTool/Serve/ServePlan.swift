@@ -30,13 +30,22 @@ struct ServePlan: Equatable, Sendable {
     var defaultExport: String?
 
     var connectionLimit = 100
+    /// nil: three quarters of them.
+    var peerConnectionLimit: Int?
+    var handshakeCountLimit = 64
+    var peerHandshakeCountLimit = 32
     var requestLimit = 16
     var handshakeLimit = Duration.seconds(10)
     var memoryLimit: UInt64 = 1 << 30
     var connectionMemoryLimit: UInt64 = 64 << 20
+    var stallLimit = Duration.seconds(10)
+    var progressLimit = Duration.seconds(120)
+    var peerSilenceLimit = Duration.seconds(120)
     var drainLimit = Duration.seconds(10)
     var pollLimit = Duration.microseconds(50)
     var usesFastPath = true
+
+    var access = AccessPlan()
 
     var stopsAfterLastClient = false
     var runCommand: String?
@@ -60,6 +69,7 @@ struct ServePlan: Equatable, Sendable {
         try planExports(options)
         try planListeners(options, activated: activated)
         try planLimits(options)
+        try access.add(options)
         try planLife(options, isActivated: !activated.isEmpty)
         for trace in options.traces { try self.trace.add(trace) }
         isVerbose = options.isVerbose
@@ -74,6 +84,12 @@ struct ServePlan: Equatable, Sendable {
             }
             connectionLimit = count
         }
+        if let text = options.peerConnectionLimit { peerConnectionLimit = try Limits.count(text, "--max-connections-per-peer") }
+        if let text = options.handshakeCountLimit { handshakeCountLimit = try Limits.count(text, "--max-handshakes") }
+        if let text = options.peerHandshakeCountLimit { peerHandshakeCountLimit = try Limits.count(text, "--max-handshakes-per-peer") }
+        if let text = options.stallLimit { stallLimit = try Limits.seconds(text, "--stall-limit") }
+        if let text = options.progressLimit { progressLimit = try Limits.seconds(text, "--progress-limit") }
+        if let text = options.peerSilenceLimit { peerSilenceLimit = try Limits.seconds(text, "--peer-silence-limit") }
         if let text = options.requestLimit {
             guard let count = Int(text), Limits.requests ~= count else {
                 throw .usage(
@@ -137,6 +153,14 @@ enum Limits {
         }
         return .seconds(seconds)
     }
+
+    /// 0 to 2^31 - 1; 0 means no limit.
+    static func count(_ text: String, _ option: String) throws(ToolError) -> Int {
+        guard let count = Int32(text), count >= 0 else { throw .usage("invalid \(option) '\(text.sanitized())': expected a number, 0 for no limit") }
+        return Int(count)
+    }
+
+    static func count(_ count: Int, _ key: String) throws(ToolError) -> Int { try self.count(String(count), key) }
 
     /// Looking for requests longer than it takes to be woken up only costs.
     static func poll(_ microseconds: Int, _ option: String) throws(ToolError) -> Duration {

@@ -97,6 +97,12 @@ struct ServeRunner {
         var configuration = NBDServer.Configuration(listeners: listeners)
         configuration.defaultExport = plan.defaultExport
         configuration.connectionLimit = plan.connectionLimit
+        configuration.peerConnectionLimit = plan.peerConnectionLimit
+        configuration.handshakeCountLimit = plan.handshakeCountLimit
+        configuration.peerHandshakeCountLimit = plan.peerHandshakeCountLimit
+        configuration.stallLimit = plan.stallLimit
+        configuration.progressLimit = plan.progressLimit
+        configuration.peerTimeLimit = plan.peerSilenceLimit
         configuration.requestLimit = plan.requestLimit
         configuration.handshakeLimit = plan.handshakeLimit
         configuration.memoryLimit = Int(clamping: plan.memoryLimit)
@@ -105,6 +111,8 @@ struct ServeRunner {
         configuration.pollLimit = plan.pollLimit
         configuration.usesFastPath = plan.usesFastPath
         configuration.stopsAfterLastClient = plan.stopsAfterLastClient
+        let rules = AccessRules(allowed: plan.access.allowed, denied: plan.access.denied)
+        if !rules.isEmpty { configuration.authorizer = rules }
         if plan.trace.isOn {
             let writer = try TraceWriter(plan.trace)
             configuration.tracer = { writer.write($0, $1) }

@@ -1,4 +1,5 @@
 import NBDProtocol
+import NBDServer
 
 /// Which trace points are wanted and where their lines go: every `-T`/`--trace` together.
 struct TracePlan: Equatable, Sendable {
@@ -12,7 +13,7 @@ struct TracePlan: Equatable, Sendable {
         /// - Parameter text: A pattern, which turns on, or `-` and a pattern.
         init(_ text: String, source: String) {
             isOn = !text.hasPrefix("-")
-            pattern = Glob(pattern: isOn ? text : String(text.dropFirst()))
+            pattern = Glob(isOn ? text : String(text.dropFirst()))
             self.source = source
         }
 
