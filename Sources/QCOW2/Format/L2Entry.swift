@@ -19,6 +19,20 @@ public struct L2Entry: Equatable, Hashable, Sendable {
 
     public static let unallocated = L2Entry(rawDescriptor: 0)
 
+    /// The `index`-th entry of a table. Traps outside of the span.
+    public init(decoding table: RawSpan, at index: Int, in geometry: ImageGeometry) {
+        let position = index * geometry.l2EntryByteCount
+        rawDescriptor = table.bigEndian(at: position)
+        subclusters = SubclusterBitmap(rawValue: geometry.hasExtendedL2 ? table.bigEndian(at: position + 8) : 0)
+    }
+
+    /// Writes the entry as the `index`-th of a table. Traps outside of the span.
+    public func encode(into table: inout MutableRawSpan, at index: Int, in geometry: ImageGeometry) {
+        let position = index * geometry.l2EntryByteCount
+        table.store(bigEndian: rawDescriptor, at: position)
+        if geometry.hasExtendedL2 { table.store(bigEndian: subclusters.rawValue, at: position + 8) }
+    }
+
     /// A cluster with data, or with extended entries one whose subclusters say what they are.
     ///
     /// - Precondition: `offset` has no bits outside of 9…55.
