@@ -6,5 +6,5 @@ struct NBDCommand: AsyncParsableCommand {
         commandName: "nbd",
         abstract: "Network block devices: serve disks, look at them, and measure.",
         version: "nbd \(Version.current)",
-        subcommands: [ServeCommand.self, InfoCommand.self, ListCommand.self, BenchCommand.self])
+        subcommands: [ServeCommand.self, InfoCommand.self, ListCommand.self, BenchCommand.self, ImageCommand.self])
 }

@@ -24,6 +24,12 @@ public struct CheckReport: Equatable, Sendable {
 
     public init() {}
 
+    /// Tells of corrections that an earlier run made.
+    public mutating func setFixed(leaks: UInt64, corruptions: UInt64) {
+        fixedLeakCount = leaks
+        fixedCorruptionCount = corruptions
+    }
+
     mutating func note(_ finding: @autoclosure () -> String) {
         if findings.count < Self.findingLimit { findings.append(finding()) }
     }

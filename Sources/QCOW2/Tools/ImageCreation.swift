@@ -31,6 +31,21 @@ extension ImageFile {
         return image
     }
 
+    /// Makes `device` a raw image: zeroes, and nothing else.
+    public static func createRaw(
+        _ device: any ResizableDevice, virtualByteCount: UInt64, _ preallocation: ImageOptions.Preallocation
+    ) async throws(ImageError) {
+        guard virtualByteCount <= FormatLimits.virtualByteCount - 511 else { throw .refused("a disk has at most 2^63 - 1 bytes") }
+        let byteCount = (virtualByteCount + 511) & ~511
+        do throws(BlockError) {
+            try await device.resize(to: 0)
+            try await device.resize(to: byteCount)
+            try await reserve(ByteRange(ofDevice: byteCount), of: device, preallocation)
+        } catch {
+            throw .device(error)
+        }
+    }
+
     private func writeRefcounts(_ layout: ImageLayout) async throws(ImageError) {
         let table = (0..<layout.refcountBlockCount).map { layout.offset(of: 1 + layout.refcountTableClusterCount + $0) }
         try await writeEntries(
@@ -66,7 +81,9 @@ extension ImageFile {
             for entry in 0..<min(entryCount, layout.mappedClusterCount - first) {
                 let offset = layout.offset(of: layout.dataCluster + first + entry)
                 // Extended entries have no subclusters yet: unread space, and what a backing file has shines through.
-                L2Entry(clusterAt: offset, isCopied: true).encode(into: &bytes, at: Int(entry), in: geometry)
+                // With a raw data file all of it is the disk, whoever wrote it.
+                let subclusters = header.hasRawDataFile ? SubclusterBitmap.allAllocated : SubclusterBitmap(rawValue: 0)
+                L2Entry(clusterAt: offset, isCopied: true, subclusters: subclusters).encode(into: &bytes, at: Int(entry), in: geometry)
             }
             try await write(table, at: layout.offset(of: layout.l2Cluster + index))
         }
@@ -80,22 +97,28 @@ extension ImageFile {
         do throws(BlockError) {
             if let dataFile { try await dataFile.resize(to: header.virtualByteCount) }
             guard let range = ByteRange(start: start, count: dataFile == nil ? byteCount : header.virtualByteCount), !range.isEmpty else { return }
-            switch options.preallocation {
-            case .off, .metadata: break
-            case .falloc:
-                guard place.info.abilities.zeroes == .native else { throw BlockError(.unsupported, "this file cannot reserve space") }
-                try await place.writeZeroes(range, [])
-            case .full:
-                let zeroes = [UInt8](repeating: 0, count: Int(min(place.info.blockSize.maximum, 1 << 20)))
-                var rest = range
-                while !rest.isEmpty {
-                    let count = Int(min(rest.count, UInt64(zeroes.count)))
-                    try await place.write(at: rest.start, from: zeroes.rawBytes.extracting(..<count), [])
-                    rest = rest.dropFirst(UInt64(count))
-                }
-            }
+            try await Self.reserve(range, of: place, options.preallocation)
         } catch {
             throw .device(error)
+        }
+    }
+
+    private static func reserve(
+        _ range: ByteRange, of device: any ResizableDevice, _ preallocation: ImageOptions.Preallocation
+    ) async throws(BlockError) {
+        switch preallocation {
+        case .off, .metadata: break
+        case .falloc:
+            guard device.info.abilities.zeroes == .native else { throw BlockError(.unsupported, "this file cannot reserve space") }
+            try await device.writeZeroes(range, [])
+        case .full:
+            let zeroes = [UInt8](repeating: 0, count: Int(min(device.info.blockSize.maximum, 1 << 20)))
+            var rest = range
+            while !rest.isEmpty {
+                let count = Int(min(rest.count, UInt64(zeroes.count)))
+                try await device.write(at: rest.start, from: zeroes.rawBytes.extracting(..<count), [])
+                rest = rest.dropFirst(UInt64(count))
+            }
         }
     }
 }

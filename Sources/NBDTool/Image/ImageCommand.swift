@@ -1,0 +1,30 @@
+import ArgumentParser
+
+/// `nbd image`: makes, checks and changes image files, after the model of qemu-img. Offline: no image may be in use meanwhile.
+struct ImageCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "image",
+        abstract: "Make, check and change image files.",
+        discussion: "Options and output are shaped as those of qemu-img. See docs/image.md.",
+        subcommands: [ImageCreateCommand.self, ImageInfoCommand.self, ImageCheckCommand.self])
+}
+
+/// How results are printed: for people, or as JSON.
+struct ImageOutput: ParsableArguments {
+    @Flag(help: "Print JSON.")
+    var json = false
+
+    @Option(help: ArgumentHelp("human or json, as qemu-img has it.", valueName: "format"))
+    var output: OutputFormat?
+
+    enum OutputFormat: String, ExpressibleByArgument, CaseIterable {
+        case human, json
+    }
+
+    var isJSON: Bool { json || output == .json }
+}
+
+/// The format of an image: given, or found by its first bytes.
+enum ImageFormat: String, ExpressibleByArgument, CaseIterable, Sendable {
+    case raw, qcow2
+}
