@@ -18,7 +18,8 @@ struct ImageCheckCommand: AsyncParsableCommand {
 
     @Option(
         name: [.customShort("r"), .customLong("repair")],
-        help: ArgumentHelp("leaks: free lost clusters. all: everything that can be repaired.", valueName: "leaks|all"), transform: repairMode)
+        help: ArgumentHelp("leaks: free lost clusters. all: everything that can be repaired.", valueName: "leaks|all"),
+        transform: repairMode)
     var repair: RepairMode?
 
     @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look even if another program writes the image.")
@@ -82,12 +83,12 @@ struct ImageCheckCommand: AsyncParsableCommand {
 
     private func json(_ report: CheckReport) -> JSON {
         var fields: [(key: String, value: JSON)] = [
-            ("image-end-offset", .integer(report.imageEndOffset)), ("total-clusters", .integer(report.clusterCount)),
-            ("check-errors", .integer(report.errorCount)),
+            ("image-end-offset", .integer(report.imageEndOffset)), ("check-errors", .integer(report.errorCount)),
         ]
         let counts: [(String, UInt64)] = [
             ("corruptions", report.corruptionCount), ("leaks", report.leakCount), ("corruptions-fixed", report.fixedCorruptionCount),
-            ("leaks-fixed", report.fixedLeakCount), ("allocated-clusters", report.allocatedClusterCount),
+            ("leaks-fixed", report.fixedLeakCount), ("total-clusters", report.clusterCount),
+            ("allocated-clusters", report.allocatedClusterCount),
             ("fragmented-clusters", report.fragmentedClusterCount), ("compressed-clusters", report.compressedClusterCount),
         ]
         for (key, count) in counts where count > 0 { fields.append((key, .integer(count))) }

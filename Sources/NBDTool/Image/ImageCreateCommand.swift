@@ -23,7 +23,8 @@ struct ImageCreateCommand: AsyncParsableCommand {
     @Option(name: [.customShort("o"), .customLong("options")], help: ArgumentHelp("How the image is to be.", valueName: "key=value,…"))
     var options: [String] = []
 
-    @Option(name: [.customShort("b"), .customLong("backing")], help: "The image that lies below; relative to the directory of the new one.")
+    @Option(
+        name: [.customShort("b"), .customLong("backing")], help: "The image that lies below; relative to the directory of the new one.")
     var backing: String?
 
     @Option(name: [.customShort("F"), .customLong("backing-format")], help: "The format of that.")

@@ -20,7 +20,9 @@ struct ImageReport {
         guard let image = opened.image else { return }
         header = image.header
         (snapshots, bitmaps) = try await withImageErrors(path) { () throws(ImageError) in
-            do throws(FormatError) { try image.header.requireReadable() } catch where image.header.encryption == .none { throw .format(error) } catch {}
+            do throws(FormatError) { try image.header.requireReadable() } catch  where image.header.encryption == .none {
+                throw .format(error)
+            } catch {}
             return (try await image.snapshots(), try await image.bitmaps())
         }
         if let name = image.header.backingFileName {
@@ -116,7 +118,8 @@ extension ImageReport {
         if header.incompatibleFeatures.contains(.dirty) { lines.append("cleanly shut down: no") }
         if let name = header.backingFileName {
             let text = Self.text(name)
-            lines.append("backing file: \(text)" + (backingPath.map { $0 == text ? "" : " (actual path: \($0))" } ?? " (cannot be resolved)"))
+            lines.append(
+                "backing file: \(text)" + (backingPath.map { $0 == text ? "" : " (actual path: \($0))" } ?? " (cannot be resolved)"))
         }
         if let format = header.backingFormat { lines.append("backing file format: \(Self.text(format))") }
         if !snapshots.isEmpty { lines += ["Snapshot list:"] + Self.table(snapshots) }
@@ -147,7 +150,8 @@ extension ImageReport {
                 let clock = snapshot.guestNanoseconds / 1_000_000
                 let (hours, minutes, seconds) = (clock / 3_600_000, clock / 60_000 % 60, clock / 1000 % 60)
                 return row(
-                    text(snapshot.id), text(snapshot.name), size(snapshot.stateByteCount), CalendarTime.text(ofEpochSeconds: snapshot.seconds),
+                    text(snapshot.id), text(snapshot.name), size(snapshot.stateByteCount),
+                    CalendarTime.text(ofEpochSeconds: snapshot.seconds),
                     "\(padded(hours, 2)):\(padded(minutes, 2)):\(padded(seconds, 2)).\(padded(clock % 1000, 3))",
                     snapshot.instructionCount.map { $0 == .max ? "" : "\($0)" } ?? "")
             }

@@ -16,7 +16,9 @@ extension ImageFile {
     ) async throws(ImageError) -> ImageFile {
         guard virtualByteCount <= FormatLimits.virtualByteCount - 511 else { throw .refused("a disk has at most 2^63 - 1 bytes") }
         let header = try options.header(virtualByteCount: (virtualByteCount + 511) & ~511)
-        guard (options.dataFile == nil) == (dataFile == nil) else { throw .refused("a data file that is named has to be given, and only then") }
+        guard (options.dataFile == nil) == (dataFile == nil) else {
+            throw .refused("a data file that is named has to be given, and only then")
+        }
         let image = ImageFile(device: device, header: header)
         let layout = try ImageLayout(header, options)
         image.header.refcountTableOffset = layout.offset(of: 1)
@@ -96,7 +98,9 @@ extension ImageFile {
         let byteCount = layout.mappedClusterCount << UInt64(geometry.clusterBits)
         do throws(BlockError) {
             if let dataFile { try await dataFile.resize(to: header.virtualByteCount) }
-            guard let range = ByteRange(start: start, count: dataFile == nil ? byteCount : header.virtualByteCount), !range.isEmpty else { return }
+            guard let range = ByteRange(start: start, count: dataFile == nil ? byteCount : header.virtualByteCount), !range.isEmpty else {
+                return
+            }
             try await Self.reserve(range, of: place, options.preallocation)
         } catch {
             throw .device(error)
