@@ -44,7 +44,8 @@ extension NBDServer {
         /// Connections at a time; 0: no limit. When reached, new ones wait in the backlog until one leaves (S-SRV-04).
         public var connectionLimit = 100
         /// Connections of one peer at a time: of an IPv4 address, of the 64-bit network of an IPv6 address, of the user behind a Unix socket. Those
-        /// beyond are closed at once. 0: no limit; nil: three quarters of `connectionLimit`, so that nobody can take all places.
+        /// beyond are closed at once. 0: no limit; nil: three quarters of a `connectionLimit` above 32,
+        /// so that nobody can take all places; none of a smaller one.
         public var peerConnectionLimit: Int?
         /// Connections in handshake at a time; 0: no limit. One more cuts the one that has been at it longest: who is honest needs
         /// milliseconds.

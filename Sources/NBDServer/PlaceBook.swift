@@ -71,6 +71,9 @@ struct PlaceBook {
 }
 
 extension NBDServer.Configuration {
-    /// One peer leaves a quarter of the places to others, unless it is told otherwise.
-    var effectivePeerConnectionLimit: Int { max(0, peerConnectionLimit ?? connectionLimit - connectionLimit / 4) }
+    /// One peer leaves a quarter of the places to others, unless it is told otherwise. Few places are meant for few clients: `qemu-nbd -e 4` is
+    /// there for the four connections of one nbdcopy.
+    var effectivePeerConnectionLimit: Int {
+        max(0, peerConnectionLimit ?? (connectionLimit > 32 ? connectionLimit - connectionLimit / 4 : 0))
+    }
 }

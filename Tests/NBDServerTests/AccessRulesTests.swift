@@ -136,7 +136,7 @@ private func rule(_ permissions: Permissions, _ change: (inout AccessRule) -> Vo
     }
 
     @Test func `leaves a quarter of the places to others`() {
-        for (limit, share) in [(100, 75), (4, 3), (3, 3), (1, 1), (0, 0)] {
+        for (limit, share) in [(100, 75), (33, 25), (32, 0), (4, 0), (1, 0), (0, 0)] {
             #expect(book { $0.connectionLimit = limit }.peerConnectionLimit == share)
         }
         #expect(book { $0.peerConnectionLimit = 7 }.peerConnectionLimit == 7)

@@ -105,7 +105,8 @@ struct ServeCommand: AsyncParsableCommand {
 
         @Option(
             name: .long,
-            help: ArgumentHelp("The same for one address or user (default: three quarters of them; 0: no limit).", valueName: "count"))
+            help: ArgumentHelp(
+                "The same for one address or user (default: three quarters of them if they are more than 32; 0: no limit).", valueName: "count"))
         var maxConnectionsPerPeer: String?
 
         @Option(name: .long, help: ArgumentHelp("Unfinished handshakes; one more cuts the oldest (default: 64; 0: no limit).", valueName: "count"))

@@ -30,7 +30,7 @@ struct ServePlan: Equatable, Sendable {
     var defaultExport: String?
 
     var connectionLimit = 100
-    /// nil: three quarters of them.
+    /// nil: three quarters of them if they are more than 32.
     var peerConnectionLimit: Int?
     var handshakeCountLimit = 64
     var peerHandshakeCountLimit = 32
