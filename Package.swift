@@ -42,6 +42,7 @@ let package = Package(
         .library(name: "NBDClient", targets: ["NBDClient"]),
         .library(name: "Block", targets: ["Block"]),
         .library(name: "BlockDrivers", targets: ["BlockDrivers"]),
+        .library(name: "BlockGraph", targets: ["BlockGraph"]),
         .library(name: "QCOW2", targets: ["QCOW2"]),
         .library(name: "NBDEngine", targets: ["NBDEngine"]),
         .library(name: "NBDProtocol", targets: ["NBDProtocol"]),
@@ -72,11 +73,12 @@ let package = Package(
         room("NBDServer", ["NBDEngine", "NBDProtocol", "Block", "HostIO", "CSockets", nioCore, nioPosix, log, lifecycle]),
         room("NBDClient", ["NBDProtocol", nioCore, nioPosix, systemPackage]),
         room("BlockDrivers", ["Block", "HostIO"]),
+        room("BlockGraph", ["Block"]),
         room("BlockDeviceConformance", ["Block"]),
         // Street
         room(
             "NBDTool",
-            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "QCOW2", "Block", "HostIO", log, lifecycle, arguments, histogram]),
+            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "BlockGraph", "QCOW2", "Block", "HostIO", log, lifecycle, arguments, histogram]),
         .executableTarget(name: "nbd", dependencies: ["NBDTool"], swiftSettings: settings),
         // Examples, compiled and run by the tests
         .executableTarget(
@@ -87,10 +89,11 @@ let package = Package(
         tests("QCOW2Tests", ["QCOW2", "Block", "BlockDeviceConformance"]),
         tests("HostIOTests", ["HostIO"]),
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
+        tests("BlockGraphTests", ["BlockGraph", "BlockDrivers", "Block", "BlockDeviceConformance"]),
         tests("NBDProtocolTests", ["NBDProtocol"]),
         tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", "HostIO", nioCore]),
         tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers", nioCore, nioPosix]),
         tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
-        tests("NBDToolTests", ["NBDTool", "NBDServer", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),
+        tests("NBDToolTests", ["NBDTool", "BlockGraph", "NBDServer", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),
     ]
 )
