@@ -20,7 +20,7 @@ struct ReplyQueue {
         case segment(Segment)
     }
 
-    private let pool: BufferPool
+    var pool: BufferPool
     private var pieces: [Piece] = []
     /// The first piece that is not sent.
     private var head = 0
@@ -76,11 +76,33 @@ struct ReplyQueue {
     }
 
     mutating func append(_ segments: SegmentList) {
-        for segment in segments.segments {
-            pieces.append(.segment(segment))
-            byteCount += segment.byteCount
-            segmentByteCount += segment.byteCount
+        for segment in segments.segments { append(segment) }
+    }
+
+    /// Replaces bytes that are only named by copies, as far as they are in memory.
+    mutating func copySegments() {
+        var copy = ReplyQueue(pool: pool)
+        for piece in pieces[head...] {
+            switch piece {
+            case .bytes(let number, let start, let count):
+                if let slice = buffers[number - firstBuffer].getSlice(at: start, length: count) { copy.append(slice) }
+            case .segment(let segment):
+                let isCopied = copy.append(room: segment.byteCount) { buffer in
+                    var isComplete = false
+                    buffer.writeWithOutputRawSpan(minimumWritableBytes: segment.byteCount) { isComplete = segment.readNow(into: &$0) }
+                    return isComplete
+                }
+                if !isCopied { copy.append(segment) }
+            }
         }
+        copy.taken = taken
+        self = copy
+    }
+
+    private mutating func append(_ segment: Segment) {
+        pieces.append(.segment(segment))
+        byteCount += segment.byteCount
+        segmentByteCount += segment.byteCount
     }
 
     private mutating func added(buffer: Int, start: Int, count: Int) {

@@ -46,7 +46,7 @@ public struct Transmission: ~Copyable {
     var lease: MemoryLease
     var stage = Stage.header
     var inbox = ByteBuffer()
-    let pool: BufferPool
+    private(set) var pool: BufferPool
     var replies: ReplyQueue
     /// The shell sends bytes from where they lie: a READ of what is at hand (`Segment.isAtHand`) is answered without a copy. Such a shell uses
     /// `forEachOutput`.
@@ -57,6 +57,8 @@ public struct Transmission: ~Copyable {
     public private(set) var requestsInFlight = 0
     private var unsentByteCount = 0
     private var isShuttingDown = false
+    /// No request begins until `resume`.
+    public private(set) var isPaused = false
     private var inputHasEnded = false
     private var isAbandoned = false
     /// Why the connection is to be closed, if the client did not ask for it.
@@ -130,6 +132,16 @@ public struct Transmission: ~Copyable {
         }
         swap(&inbox, &buffer)
         return result
+    }
+
+    var hasWork: Bool { !work.isEmpty }
+
+    mutating func setPaused(_ isPaused: Bool) { self.isPaused = isPaused }
+
+    /// From now on the transmission lives on another loop, which has a pool of its own.
+    public mutating func move(to pool: BufferPool) {
+        self.pool = pool
+        replies.pool = pool
     }
 
     /// Bytes of memory behind what has arrived and is not decoded yet.
@@ -233,7 +245,8 @@ public struct Transmission: ~Copyable {
     public var wantsBytes: Bool {
         switch stage {
         case .ended, .admission: false
-        case .collecting, .discarding: true
+        case .collecting(_, _, _, let missing): missing > 0
+        case .discarding: true
         case .header: mayDecode && replies.byteCount < Self.turnByteCountLimit && !inputHasEnded
         }
     }
@@ -259,7 +272,7 @@ public struct Transmission: ~Copyable {
     }
 
     private var mayDecode: Bool {
-        requestsInFlight < limits.requestLimit && replies.byteCount + unsentByteCount < limits.outputByteCountLimit
+        !isPaused && requestsInFlight < limits.requestLimit && replies.byteCount + unsentByteCount < limits.outputByteCountLimit
     }
 
     private mutating func end(_ violation: ProtocolViolation?) {
@@ -276,8 +289,9 @@ public struct Transmission: ~Copyable {
         guard inputHasEnded else { return }
         switch stage {
         case .header where mayDecode && !shouldSend: end(inbox.readableBytes == 0 ? nil : .truncated)
-        case .collecting, .discarding: end(.truncated)
-        case .header, .admission, .ended: break
+        case .collecting(_, _, _, let missing) where missing > 0: end(.truncated)
+        case .discarding: end(.truncated)
+        case .header, .admission, .collecting, .ended: break
         }
     }
 
@@ -287,13 +301,13 @@ public struct Transmission: ~Copyable {
         case .header:
             return decodeHeader()
         case .admission(let intake, let header):
-            return admit(intake, header)
+            return !isPaused && admit(intake, header)
         case .collecting(let intake, let header, var payload, let missing):
-            guard missing == 0 || inbox.readableBytes > 0 else { return false }
+            guard missing == 0 ? !isPaused : inbox.readableBytes > 0 else { return false }
             stage = .ended  // so that the buffer has one owner while it grows
             let taken = min(missing, inbox.readableBytes)
             if var part = inbox.readSlice(length: taken) { payload.writeBuffer(&part) }
-            guard taken == missing else {
+            guard taken == missing, !isPaused else {
                 stage = .collecting(intake, header, payload, missing: missing - taken)
                 return false
             }

@@ -310,6 +310,9 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
         context.eventLoop.scheduleTask(in: .seconds(5)) { bound.value.context?.close(promise: nil) }
     }
 
+    /// A channel of NIO stays on its loop.
+    func move(toLoop number: Int, then done: @escaping @Sendable (Bool) -> Void) { done(false) }
+
     // MARK: Shutdown
 
     /// Finishes what is in flight, answers what comes later with ESHUTDOWN, then closes.

@@ -1,5 +1,6 @@
 import HostIO
 import NIOCore
+import Synchronization
 
 /// The event loop that a connection lives on, of whichever kind.
 protocol ConnectionLoop: TaskExecutor {
@@ -7,9 +8,38 @@ protocol ConnectionLoop: TaskExecutor {
     var isCurrent: Bool { get }
     /// Runs `work` on it, soon.
     func execute(_ work: @escaping @Sendable () -> Void)
+    /// Where tasks run.
+    var home: any ConnectionLoop { get }
+}
+
+extension ConnectionLoop {
+    var home: any ConnectionLoop { self }
 }
 
 extension HostLoop: ConnectionLoop {}
+
+/// The loop of a connection that may move to another: what is sent here follows it.
+final class LoopAddress: ConnectionLoop {
+    private let current: Mutex<HostLoop>
+
+    init(_ loop: HostLoop) { current = Mutex(loop) }
+
+    var home: any ConnectionLoop { host }
+    private var host: HostLoop { current.withLock { $0 } }
+    var isCurrent: Bool { host.isCurrent }
+
+    func execute(_ work: @escaping @Sendable () -> Void) {
+        let loop = host
+        loop.execute { [self] in
+            if loop === host { work() } else { execute(work) }
+        }
+    }
+
+    func enqueue(_ job: consuming ExecutorJob) { host.enqueue(job) }
+
+    /// On the old loop, after the last thing that happens there.
+    func change(to loop: HostLoop) { current.withLock { $0 = loop } }
+}
 
 /// An event loop of NIO, which runs the tasks of its connections, so that a request's slow path needs no lock and no second thread.
 final class LoopExecutor: ConnectionLoop {

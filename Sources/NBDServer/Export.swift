@@ -53,6 +53,8 @@ struct ServedExport: Sendable {
     let device: any BlockDevice
     /// Of the export's own contexts, by their ids.
     let sources: [UInt32: any ExtentSource]
+    /// Pauses the clients.
+    let gate = ExportGate()
 
     /// - Parameter id: identity, never used twice.
     /// - Parameter allowsSeveralClients: false on a server for one client, where CAN_MULTI_CONN would be a lie (S-EXP-09).

@@ -38,12 +38,12 @@ public final class NBDServer: Service, Sendable {
     }
 
     let configuration: Configuration
-    private let registry: ExportRegistry
+    let registry: ExportRegistry
     private let exports: [Export]
     private let budget: MemoryBudget
     private let journal: Journal
     let group: any EventLoopGroup
-    private let fastLoops: [FastLoop]
+    let fastLoops: [FastLoop]
     private let state: Mutex<State>
 
     /// - Throws: `.invalidExport` for two exports of one name, a default export that does not exist, a name or size out of range.

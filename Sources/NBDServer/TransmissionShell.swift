@@ -13,6 +13,8 @@ protocol ConnectionFace: AnyObject {
     /// Calls `TransmissionShell.turn` once what has come in meanwhile is dealt with.
     func requestTurn()
     func close(_ violation: ProtocolViolation?)
+    /// Moves to the loop of this number; the transmission is paused. Calls back with whether it has moved.
+    func move(toLoop number: Int, then done: @escaping @Sendable (Bool) -> Void)
 }
 
 /// What is around a `Transmission` whatever its socket is like: tasks for its work, turns, stalls, and the end.
@@ -35,6 +37,11 @@ final class TransmissionShell {
     private var isFarewellScheduled = false
     private var isDraining = false
     private var isOver = false
+    private let gate: ExportGate
+    private var membership: UInt64?
+    /// Tasks that run. They go on when the connection is gone.
+    private var taskCount = 0
+    private var waitingForQuiet: [@Sendable () -> Void] = []
 
     /// - Parameters:
     ///   - pool, sendsSegments: see `Transmission`.
@@ -47,6 +54,7 @@ final class TransmissionShell {
         self.loop = loop
         self.clock = clock
         self.face = face
+        gate = export.gate
         var limits = TransmissionLimits()
         limits.requestLimit = max(1, environment.configuration.requestLimit)
         limits.byteCountLimit = environment.configuration.connectionMemoryLimit
@@ -57,6 +65,13 @@ final class TransmissionShell {
             sendsSegments: sendsSegments,
             trace: environment.tracer(for: identity), wake: { bound.execute { $0.object?.memoryGranted() } })
         shell.object = self
+        let me = LoopBound(self, loop)
+        let (id, isPaused) = gate.join(
+            ExportGate.Member(
+                pause: { done in me.execute { $0.pause(done) } }, resume: { me.execute { $0.resume() } },
+                move: { number, done in me.execute { $0.move(toLoop: number, done) } }))
+        membership = id
+        if isPaused { transmission.pause() }
         environment.journal.attached(identity, session)
         environment.attachmentChanged(true)
     }
@@ -67,6 +82,38 @@ final class TransmissionShell {
         isOver = true
         transmission.abandon()
         environment.attachmentChanged(false)
+        reportIfQuiet()
+    }
+
+    // MARK: Pause
+
+    private func pause(_ done: @escaping @Sendable () -> Void) {
+        waitingForQuiet.append(done)
+        if !isOver { transmission.pause() }
+        reportIfQuiet()
+    }
+
+    private func resume() {
+        guard !isOver, !gate.isPaused else { return }
+        transmission.resume()
+        pump()
+        face.requestTurn()
+    }
+
+    /// Tells who waits when nothing of this connection touches the device any more; after its end also the gate, that it is gone.
+    private func reportIfQuiet() {
+        guard taskCount == 0, isOver || transmission.isQuiet else { return }
+        let waiting = waitingForQuiet
+        waitingForQuiet = []
+        for done in waiting { done() }
+        guard isOver, let membership else { return }
+        self.membership = nil
+        gate.leave(membership)
+    }
+
+    private func move(toLoop number: Int, _ done: @escaping @Sendable (Bool) -> Void) {
+        guard !isOver, transmission.isQuiet else { return done(false) }
+        face.move(toLoop: number, then: done)
     }
 
     // MARK: Work
@@ -78,8 +125,10 @@ final class TransmissionShell {
         let work = transmission.takeWork()
         guard !work.isEmpty else { return }
         let bound = LoopBound(self, loop)
+        taskCount += work.count
+        let home = loop.home
         for request in work {
-            Task(executorPreference: loop) {
+            Task(executorPreference: home) {
                 let completion = await request.run()
                 bound.value.completed(completion)
             }
@@ -101,10 +150,12 @@ final class TransmissionShell {
     }
 
     private func completed(_ completion: AwaitedRequest.Completion) {
-        guard !isOver else { return }  // the connection is gone, and so is its share of the budget
+        taskCount -= 1
+        guard !isOver else { return reportIfQuiet() }  // the connection is gone, and so is its share of the budget
         transmission.complete(completion)
         pump()
         face.requestTurn()
+        if transmission.isPaused { reportIfQuiet() }
     }
 
     private func memoryGranted() {
@@ -137,6 +188,7 @@ final class TransmissionShell {
         guard !isOver else { return }
         if transmission.isFinished, unsentByteCount == 0 { return face.close(transmission.violation) }
         if isDraining, isIdle { scheduleFarewell() }
+        if transmission.isPaused { reportIfQuiet() }
         face.readIfWanted()
         watchForStalls()
     }
@@ -163,7 +215,7 @@ final class TransmissionShell {
         watchForStalls()
     }
 
-    private var isAwaitingPeer: Bool { transmission.isMidMessage || unsentByteCount > 0 }
+    private var isAwaitingPeer: Bool { transmission.isMidMessage && !transmission.isPaused || unsentByteCount > 0 }
 
     private func after(_ time: TimeAmount, _ body: @escaping @Sendable (TransmissionShell) -> Void) {
         let shell = WeakBox<TransmissionShell>()

@@ -58,6 +58,7 @@ final class EngineHarness {
     // Macros of tests take no value that cannot be copied.
     var isFinished: Bool { transmission.isFinished }
     var isMidMessage: Bool { transmission.isMidMessage }
+    var isQuiet: Bool { transmission.isQuiet }
     var shouldSend: Bool { transmission.shouldSend }
     var wantsBytes: Bool { transmission.wantsBytes }
     var violation: ProtocolViolation? { transmission.violation }

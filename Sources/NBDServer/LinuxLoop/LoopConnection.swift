@@ -11,7 +11,9 @@ import NIOCore
 final class LoopConnection: LoopClient, ConnectionFace {
     private let identity: ConnectionIdentity
     private let environment: ConnectionEnvironment
-    private let loop: FastLoop
+    private var loop: FastLoop
+    /// What is sent to the connection goes here, in case it moves.
+    private let address: LoopAddress
     private let socket: StreamSocket
     private var shell: TransmissionShell?
     /// By which the loop knows us.
@@ -34,6 +36,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
         self.identity = identity
         self.environment = environment
         self.loop = loop
+        address = LoopAddress(loop.host)
         self.socket = socket
     }
 
@@ -51,7 +54,8 @@ final class LoopConnection: LoopClient, ConnectionFace {
             let socket = try? StreamSocket(duplicating: descriptor)
         else { return nil }
         loop.host.reserve()
-        let bound = LoopBound(LoopConnection(socket, loop, identity, environment), loop.host)
+        let connection = LoopConnection(socket, loop, identity, environment)
+        let bound = LoopBound(connection, connection.address)
         let handle = ConnectionHandle(drain: { bound.execute { $0.drain() } }, cut: { bound.execute { $0.end() } })
         // First of all: once started, a connection may be over at any moment.
         let mustDrain = environment.moved(identity, handle) || isDraining
@@ -70,7 +74,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
     private func start(_ session: Session, _ export: ServedExport, _ inbox: ByteBuffer, _ clock: any EventLoop) {
         guard !isEnded else { return }
         let shell = TransmissionShell(
-            session, export, identity: identity, environment: environment, loop: loop.host, clock: clock, pool: loop.shared.pool,
+            session, export, identity: identity, environment: environment, loop: address, clock: clock, pool: loop.shared.pool,
             sendsSegments: true, face: self)
         self.shell = shell
         if isDraining { shell.drain() }
@@ -92,6 +96,43 @@ final class LoopConnection: LoopClient, ConnectionFace {
         shell = nil
         environment.journal.disconnected(identity)
         environment.ended(identity)
+    }
+
+    // MARK: From loop to loop
+
+    func move(toLoop number: Int, then done: @escaping @Sendable (Bool) -> Void) {
+        let target = environment.fastLoops[number]
+        guard !isEnded, let id, target !== loop else { return done(false) }
+        guard !isTurnRequested else {
+            // The loop has us on a list still.
+            let bound = LoopBound(self, address)
+            return bound.execute { $0.move(toLoop: number, then: done) }
+        }
+        self.id = nil
+        loop.host.remove(id, socket)
+        target.host.reserve()
+        let bound = LoopBound(self, target.host)
+        bound.execute { connection in
+            connection.arrive(on: target)
+            done(true)
+        }
+        // What is sent to us from now on comes after `arrive`.
+        address.change(to: target.host)
+    }
+
+    private func arrive(on target: FastLoop) {
+        loop = target
+        shell?.transmission.move(to: target.shared.pool)
+        do throws(HostError) {
+            id = try target.host.add(self, socket, pollLimit: environment.configuration.pollNanoseconds)
+        } catch {
+            environment.journal.failed(identity, error)
+            return end()
+        }
+        // What has changed meanwhile is found out by trying.
+        mayHaveInput = true
+        hasRoom = true
+        work()
     }
 
     // MARK: The loop's calls
