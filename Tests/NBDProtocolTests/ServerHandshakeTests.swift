@@ -419,6 +419,20 @@ private typealias Harness = HandshakeHarness
         #expect(harness.session?.contexts.map(\.name) == selected)
     }
 
+    // S-META-16, S-META-17: the name of a bitmap may end with a colon, which is no wildcard
+    @Test func `colons in the names of bitmaps mean nothing`() {
+        let export = ExportDescription(
+            id: 9, name: "colons", byteCount: 1 << 20, flags: [.hasFlags],
+            contexts: ["base:allocation", "qemu:dirty-bitmap:a:", "qemu:dirty-bitmap:a:b"].enumerated().map {
+                MetaContext(id: UInt32($0.offset), name: $0.element)
+            })
+        var harness = Harness(exports: [export])
+        harness.begin()
+        #expect(Self.names(harness.option(.listMetaContext, metaData("colons", ["qemu:dirty-bitmap:a:"]))) == ["qemu:dirty-bitmap:a:"])
+        #expect(Self.names(harness.option(.listMetaContext, metaData("colons", ["qemu:dirty-bitmap:"]))).count == 2)
+        #expect(Self.names(harness.option(.listMetaContext, metaData("colons", ["qemu:"]))).count == 2)
+    }
+
     // S-META-15: offered only by exports that have it
     @Test func `an export without allocation depth does not select it`() {
         var harness = Harness()

@@ -62,10 +62,12 @@ extension ServerHandshake {
         reply(.ack, to: option, output: &output)
     }
 
-    /// A query names a context exactly; in LIST, one that ends with a colon stands for everything below it (S-META-12…18).
+    /// A query names a context exactly; in LIST, a namespace stands for everything in it, and so does `qemu:dirty-bitmap:` (S-META-12…18).
     private static func matches(_ query: String, _ name: String, wildcards: Bool) -> Bool {
         if query == name { return true }
         guard wildcards else { return false }
-        return query.utf8.last == UInt8(ascii: ":") && name.utf8.starts(with: query.utf8)
+        // The names of bitmaps may have colons in them, which mean nothing.
+        let isWildcard = query.utf8.firstIndex(of: UInt8(ascii: ":")) == query.utf8.indices.last || query == "qemu:dirty-bitmap:"
+        return isWildcard && name.utf8.starts(with: query.utf8)
     }
 }
