@@ -189,9 +189,39 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         #expect(refusal { try servePlan(["-D", longest + "x", "a"]) }.contains("too long"))
     }
 
+    @Test func `has the contexts that were asked for`() throws {
+        let plan = try servePlan([
+            "--export", "name=a,memory=1M,allocation-depth=on,bitmap=x,bitmap=y:z,track=t,track=u:v:4K", "--export", "name=b,memory=1M",
+        ])
+        #expect(plan.exports[0].contexts.showsAllocationDepth)
+        #expect(plan.exports[0].contexts.bitmaps == ["x", "y:z"])
+        #expect(plan.exports[0].contexts.tracks == [.init(name: "t"), .init(name: "u:v", granularity: 4096)])
+        #expect(plan.exports[1].contexts == ContextPlan())
+        let operand = try servePlan(["-A", "-B", "x", "-By", "--track", "t:512", "a"]).exports[0].contexts
+        #expect(operand.showsAllocationDepth && operand.bitmaps == ["x", "y"] && operand.tracks == [.init(name: "t", granularity: 512)])
+    }
+
+    // S-EXP-16
+    @Test(arguments: [
+        ("bitmap=x,bitmap=x", "given twice"), ("bitmap=x,track=x", "given twice"), ("bitmap=", "1 to 1023 bytes"),
+        ("track=t:1000", "power of two"), ("track=t:4G", "power of two"), ("track=t:y", "invalid granularity"),
+        ("track=t,readonly=on", "read-only"), ("allocation-depth=maybe", "on or off"), ("node=a", "exactly one"),
+    ])
+    func `refuses contexts that make no sense`(keys: String, reason: String) {
+        #expect(refusal { try servePlan(["--export", "name=a,memory=1M," + keys]) }.contains(reason))
+    }
+
+    @Test(arguments: [
+        ("driver=memory,size=1M", "'node-name' is missing"), ("node-name=a", "'driver' is missing"), ("", "key=value"),
+        ("driver=memory,node-name=a,.x=1", "no key"),
+    ])
+    func `refuses nodes that make no sense`(keys: String, reason: String) {
+        #expect(refusal { try servePlan(["--blockdev", keys, "--export", "name=a,node=a"]) }.contains(reason))
+    }
+
     @Test(arguments: [
         (["--object", "secret,id=a"], "--object"), (["--tls-creds", "t"], "--tls-creds"), (["--tls-authz", "t"], "--tls-authz"),
-        (["--tls-hostname", "t"], "--tls-hostname"), (["-A"], "--allocation-depth"), (["-B", "b0"], "Bitmap 'b0' is not found"),
+        (["--tls-hostname", "t"], "--tls-hostname"),
         (["-s"], "--snapshot"), (["-l", "s"], "--load-snapshot"), (["-c", "/dev/nbd0"], "--connect"), (["-d"], "--disconnect"),
         (["--selinux-label", "l"], "--selinux-label"),
     ])

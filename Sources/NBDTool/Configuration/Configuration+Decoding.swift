@@ -64,7 +64,7 @@ extension Configuration.Export: Decodable {
             decoder,
             [
                 "name", "description", "file", "memory", "null", "pattern", "format", "read-only", "offset", "size", "cache", "discard",
-                "detect-zeroes", "aio", "locking",
+                "detect-zeroes", "aio", "locking", "allocation-depth", "bitmap", "track",
             ])
         name = try keys.require("name")
         description = try keys.decode("description")
@@ -81,6 +81,9 @@ extension Configuration.Export: Decodable {
         detectZeroes = try keys.decode("detect-zeroes")
         aio = try keys.decode("aio")
         locking = try keys.decode("locking")
+        allocationDepth = try keys.decode("allocation-depth")
+        bitmap = try keys.decode("bitmap")
+        track = try keys.decode("track")
     }
 }
 

@@ -84,6 +84,8 @@ extension Configuration {
         try plan.storage.apply(
             cache: export.cache, discard: export.discard, detectZeroes: export.detectZeroes, aio: export.aio, spell: { "\(place).\($0)" })
         plan.storage.isLocked = export.locking ?? true
+        plan.contexts = try ContextPlan(
+            showsAllocationDepth: export.allocationDepth ?? false, bitmaps: export.bitmap ?? [], tracks: export.track ?? [])
         try plan.check()
         return plan
     }

@@ -60,6 +60,9 @@ struct Configuration: Equatable, Sendable {
         var detectZeroes: String?
         var aio: String?
         var locking: Bool?
+        var allocationDepth: Bool?
+        var bitmap: [String]?
+        var track: [String]?
     }
 
     /// What `--allow` and `--deny` say: see `AccessRule(parsing:)`.

@@ -63,6 +63,7 @@ enum QEMUNBDInvocation: Equatable, Sendable {
 
     private static let perExport: Set<String> = [
         "export-name", "description", "offset", "format", "aio", "discard", "cache", "nocache", "detect-zeroes", "image-opts",
+        "allocation-depth", "bitmap",
     ]
 
     private static func apply(_ name: String, _ value: String, to options: inout ServeOptions) throws(ToolError) {
@@ -82,6 +83,8 @@ enum QEMUNBDInvocation: Equatable, Sendable {
             guard options.discard == nil else { throw .usage("--discard can only be specified once") }
             options.discard = value
         case "detect-zeroes": options.detectZeroes = value
+        case "allocation-depth": options.showsAllocationDepth = true
+        case "bitmap": options.bitmaps.append(value)
         case "shared": options.connectionLimit = value
         case "format": options.format = value
         case "persistent": options.isPersistent = true
@@ -93,18 +96,16 @@ enum QEMUNBDInvocation: Equatable, Sendable {
         case "fork": options.forks = true
         case "pid-file": options.pidFile = value
         case "handshake-limit": options.handshakeLimit = value
-        default: throw .usage(refused(name, value).message)
+        default: throw .usage(refused(name).message)
         }
     }
 
-    private static func refused(_ name: String, _ value: String) -> UnsupportedOption {
+    private static func refused(_ name: String) -> UnsupportedOption {
         switch name {
         case "object": .object
         case "tls-creds": .tlsCreds
         case "tls-authz": .tlsAuthz
         case "tls-hostname": .tlsHostname
-        case "bitmap": .bitmap(value)
-        case "allocation-depth": .allocationDepth
         case "snapshot": .snapshot
         case "load-snapshot": .loadSnapshot
         case "connect": .connect

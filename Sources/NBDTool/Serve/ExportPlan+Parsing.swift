@@ -4,16 +4,17 @@ import NBDProtocol
 extension ExportPlan {
     /// Reads the value of `--export`: `name=…,file=…[,description=…][,readonly=on][,offset=…][,size=…][,cache=…]…`.
     ///
-    /// Exactly one of `file=PATH`, `memory=SIZE`, `null=SIZE`, `pattern=SIZE` says where the bytes are. A comma inside a value is
+    /// Exactly one of `file=PATH`, `memory=SIZE`, `null=SIZE`, `pattern=SIZE`, `node=NAME` says where the bytes are. A comma inside a value is
     /// written twice.
     init(parsing text: String, defaults: RawOptions, readOnly: Bool) throws(ToolError) {
-        var list = try KeyValueList(text, context: "--export")
+        var list = try KeyValueList(text, context: "--export", repeatable: ["bitmap", "track"])
         guard let name = list.take("name") else { throw .usage("--export: 'name' is missing in '\(text.sanitized())'") }
         let sources: [Source?] = [
             list.take("file").map { .file($0) },
             try list.takeSize("memory").map { .memory(byteCount: $0) },
             try list.takeSize("null").map { .null(byteCount: $0) },
             try list.takeSize("pattern").map { .pattern(byteCount: $0) },
+            list.take("node").map { .node($0) },
         ]
         self.init(name: name, source: try Self.only(of: sources, "--export '\(name.sanitized())'"))
         description = list.take("description") ?? ""
@@ -26,6 +27,9 @@ extension ExportPlan {
             cache: list.take("cache"), discard: list.take("discard"), detectZeroes: list.take("detect-zeroes"), aio: list.take("aio"),
             spell: { "--export \($0)" })
         storage.isLocked = try list.takeSwitch("locking") ?? storage.isLocked
+        contexts = try ContextPlan(
+            showsAllocationDepth: list.takeSwitch("allocation-depth") ?? false, bitmaps: list.takeAll("bitmap"),
+            tracks: list.takeAll("track"))
         try list.finish()
         try check()
     }
@@ -81,7 +85,7 @@ extension ExportPlan {
     static func only(of sources: [Source?], _ context: String) throws(ToolError) -> Source {
         let given = sources.compactMap(\.self)
         guard given.count == 1, let source = given.first else {
-            throw .usage("\(context): exactly one of file, memory, null and pattern must be given, not \(given.count)")
+            throw .usage("\(context): exactly one of file, memory, null, pattern and node must be given, not \(given.count)")
         }
         guard source != .file("") else { throw .usage("\(context): the name of the file is empty") }
         return source

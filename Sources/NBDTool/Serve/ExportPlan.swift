@@ -11,6 +11,8 @@ struct ExportPlan: Equatable, Sendable {
         case null(byteCount: UInt64)
         /// Read-only: every 8 bytes hold their own offset, big-endian.
         case pattern(byteCount: UInt64)
+        /// A node that `--blockdev` opens.
+        case node(String)
     }
 
     var name = ""
@@ -22,9 +24,33 @@ struct ExportPlan: Equatable, Sendable {
     var byteCount: UInt64?
     var isReadOnly = false
     var storage = RawOptions()
+    /// What clients may ask for besides `base:allocation`.
+    var contexts = ContextPlan()
     /// Somebody said that the bytes of the file are the disk. Otherwise a file that looks like an image format is refused
     /// (`FormatGuard`).
     var isFormatGiven = false
+
+    /// For messages.
+    var sourceName: String {
+        switch source {
+        case .file(let path): path
+        case .memory(let byteCount): "memory:\(byteCount)"
+        case .null(let byteCount): "null:\(byteCount)"
+        case .pattern(let byteCount): "pattern:\(byteCount)"
+        case .node(let name): name
+        }
+    }
+
+    /// What the node of the source is called in the graph.
+    var driver: String {
+        switch source {
+        case .file: "file"
+        case .memory: "memory"
+        case .null: "null"
+        case .pattern: "pattern"
+        case .node: "raw"
+        }
+    }
 
     /// - Throws: `.usage` for a name or description over 4096 bytes (S-LIM-02), or a window that ends beyond 2^63 - 1.
     func check() throws(ToolError) {
@@ -38,6 +64,7 @@ struct ExportPlan: Equatable, Sendable {
             throw .usage("export '\(name.sanitized())': offset and size end beyond 2^63")
         }
         try storage.check()
+        try contexts.check(isReadOnly: isReadOnly, export: name)
     }
 }
 

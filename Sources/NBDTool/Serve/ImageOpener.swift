@@ -1,5 +1,6 @@
 import Block
 import BlockDrivers
+import BlockGraph
 import Logging
 import NBDProtocol
 import NBDServer
@@ -9,8 +10,30 @@ enum ImageOpener {
     /// - Parameter expectsProbing: Whoever gives no format is used to a program that finds out. Nothing is probed here, because a guest can
     ///   write what a probe would find: so a file that looks like an image format is an error then, and any other makes for a warning.
     /// - Throws: `.runtime` naming the file.
-    static func open(_ plan: ExportPlan, expectsProbing: Bool, logger: Logger) async throws(ToolError) -> Export {
-        let (device, name) = try await device(plan)
+    static func open(_ plan: ExportPlan, in graph: Graph, expectsProbing: Bool, logger: Logger) async throws(ToolError) -> OpenedExport {
+        let node: Node
+        if case .node(let name) = plan.source {
+            guard let found = graph.node(name) else {
+                throw .runtime("export '\(plan.name.sanitized())': there is no node '\(name.sanitized())'")
+            }
+            node = found
+        } else {
+            node = try await open(plan, in: graph, expectsProbing, logger)
+        }
+        do {
+            return try OpenedExport(plan, on: node, in: graph)
+        } catch let error as BlockError {
+            throw .runtime("Could not open '\(plan.sourceName)' with this offset and size: \(error.detail)")
+        } catch {
+            throw .runtime("export '\(plan.name.sanitized())': \(error)")
+        }
+    }
+
+    private static func open(
+        _ plan: ExportPlan, in graph: Graph, _ expectsProbing: Bool, _ logger: Logger
+    ) async throws(ToolError) -> Node {
+        let device = try await Self.device(plan)
+        let name = plan.sourceName
         if case .file = plan.source, let refusal = plan.storage.aio.refusal {
             logger.warning("\(refusal): '\(name)' is served by threads, not aio=\(plan.storage.aio.rawValue)")
         }
@@ -18,11 +41,15 @@ enum ImageOpener {
             if !plan.isFormatGiven, case .file = plan.source {
                 try await checkFormat(of: device, plan, name, expectsProbing, logger)
             }
-            return Export(
-                name: plan.name, description: plan.description, device: try window(plan, device, name), isReadOnly: plan.isReadOnly)
         } catch {
             await device.close()
             throw error
+        }
+        do throws(GraphError) {
+            return try graph.add(driver: plan.driver, device)
+        } catch {
+            await device.close()
+            throw .runtime("\(error)")
         }
     }
 
@@ -40,28 +67,64 @@ enum ImageOpener {
         logger.warning("'\(name)' looks like a \(format) image; the bytes of the file are served as they are")
     }
 
-    private static func device(_ plan: ExportPlan) async throws(ToolError) -> (device: any BlockDevice, name: String) {
+    private static func device(_ plan: ExportPlan) async throws(ToolError) -> any BlockDevice {
         switch plan.source {
         case .file(let path):
             var options = plan.storage
             options.isReadOnly = plan.isReadOnly
             do {
-                return (try await openRaw(path, options), path)
+                return try await openRaw(path, options)
             } catch {
                 throw .runtime(error.description)
             }
-        case .memory(let byteCount): return (MemoryDevice(byteCount: byteCount), "memory:\(byteCount)")
-        case .null(let byteCount): return (NullDevice(byteCount: byteCount), "null:\(byteCount)")
-        case .pattern(let byteCount): return (PatternDevice(byteCount: byteCount), "pattern:\(byteCount)")
+        case .memory(let byteCount): return MemoryDevice(byteCount: byteCount)
+        case .null(let byteCount): return NullDevice(byteCount: byteCount)
+        case .pattern(let byteCount): return PatternDevice(byteCount: byteCount)
+        case .node(let name): throw .runtime("node '\(name)' is open")
         }
     }
+}
 
-    private static func window(_ plan: ExportPlan, _ device: any BlockDevice, _ name: String) throws(ToolError) -> any BlockDevice {
-        guard plan.offset > 0 || plan.byteCount != nil else { return device }
-        do {
-            return try RawWindow(device, offset: plan.offset, byteCount: plan.byteCount)
+/// An export on its node of the graph, with what it shows of it.
+struct OpenedExport {
+    let export: Export
+    private let node: Node
+    private let bitmaps: ExportedBitmaps
+
+    /// Puts what the plan asks for on the node: a window, a tracker; finds the bitmaps.
+    init(_ plan: ExportPlan, on base: Node, in graph: Graph) throws {
+        var node = base
+        if plan.offset > 0 || plan.byteCount != nil {
+            let window = try RawWindow(node.face, offset: plan.offset, byteCount: plan.byteCount)
+            node = try graph.add(driver: "raw", window, edges: [Node.Edge(.filtered, node, offset: plan.offset)])
+        }
+        if !plan.contexts.tracks.isEmpty {
+            if node.isReadOnly { throw BitmapError(.readOnly, plan.contexts.tracks[0].name, "nothing can be tracked: the image is read-only") }
+            let tracker = BitmapTracker(node.face)
+            for track in plan.contexts.tracks { try tracker.addBitmap(track.name, granularity: track.granularity) }
+            node = try graph.add(driver: "track", tracker, edges: [Node.Edge(.filtered, node)])
+        }
+        let device = node.face
+        bitmaps = try ExportedBitmaps.take(
+            (plan.contexts.bitmaps + plan.contexts.tracks.map(\.name)).map { BitmapReference.name($0) }, from: node, in: graph,
+            isReadOnly: plan.isReadOnly, user: "export '\(plan.name.sanitized())'")
+        var contexts = plan.contexts.showsAllocationDepth ? [ExportContext.allocationDepth(of: device)] : []
+        contexts += bitmaps.found.map { .dirtyBitmap($0.bitmap.name, $0.source) }
+        export = Export(
+            name: plan.name, description: plan.description, device: device, isReadOnly: plan.isReadOnly, contexts: contexts)
+        self.node = node
+    }
+
+    /// Makes the export a user of its node, whom others must respect.
+    ///
+    /// - Throws: `.runtime` naming the two who cannot be at once.
+    func attach(_ server: NBDServer, in graph: Graph) throws(ToolError) {
+        do throws(GraphError) {
+            let isReadOnly = export.isReadOnly || node.isReadOnly
+            _ = try graph.attach(
+                .export(export.name.sanitized(), isReadOnly: isReadOnly), to: node, source: server.requestSource(ofExport: export.name))
         } catch {
-            throw .runtime("Could not open '\(name)' with this offset and size: \(error.detail)")
+            throw .runtime("\(error)")
         }
     }
 }

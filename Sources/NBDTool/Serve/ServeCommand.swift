@@ -24,6 +24,11 @@ struct ServeCommand: AsyncParsableCommand {
         @Option(name: .long, help: ArgumentHelp("Serve name=NAME,file=PATH[,key=value…]. Repeatable.", valueName: "keys"))
         var export: [String] = []
 
+        @Option(
+            name: .long,
+            help: ArgumentHelp("Open a node for node= of --export: driver=…,node-name=NAME[,key=value…]. Repeatable.", valueName: "keys"))
+        var blockdev: [String] = []
+
         @Option(name: .long, help: ArgumentHelp("Read exports, listeners and limits from a .toml or .json file.", valueName: "file"))
         var config: String?
 
@@ -69,6 +74,19 @@ struct ServeCommand: AsyncParsableCommand {
 
         @Option(name: .long, help: ArgumentHelp("threads, native or io_uring (default: threads).", valueName: "mode"))
         var aio: String?
+
+        @Flag(name: [.customShort("A"), .long], help: "Offer qemu:allocation-depth: in which image of its chain data lies.")
+        var allocationDepth = false
+
+        @Option(
+            name: [.customShort("B", allowingJoined: true), .long],
+            help: ArgumentHelp("Offer a dirty bitmap of the image as qemu:dirty-bitmap:NAME. Repeatable.", valueName: "name"))
+        var bitmap: [String] = []
+
+        @Option(
+            name: .long,
+            help: ArgumentHelp("Record writes in a dirty bitmap in memory, and offer it. Repeatable.", valueName: "name[:granularity]"))
+        var track: [String] = []
     }
 
     struct PlaceOptions: ParsableArguments {
@@ -201,6 +219,7 @@ struct ServeCommand: AsyncParsableCommand {
     var options: ServeOptions {
         var options = ServeOptions(style: .nbd)
         options.images = images
+        options.blockDevices = image.blockdev
         options.exports = image.export
         options.exportName = image.exportName
         options.description = image.description
@@ -214,6 +233,9 @@ struct ServeCommand: AsyncParsableCommand {
         options.discard = image.discard
         options.detectZeroes = image.detectZeroes
         options.aio = image.aio
+        options.showsAllocationDepth = image.allocationDepth
+        options.bitmaps = image.bitmap
+        options.tracks = image.track
         options.port = place.port
         options.binds = place.bind
         options.sockets = place.socket
@@ -258,8 +280,6 @@ struct LaterOptions: ParsableArguments {
     @Option(name: .long) var tlsCreds: String?
     @Option(name: .long) var tlsAuthz: String?
     @Option(name: .long) var tlsHostname: String?
-    @Option(name: [.customShort("B", allowingJoined: true), .long]) var bitmap: [String] = []
-    @Flag(name: [.customShort("A"), .long]) var allocationDepth = false
     @Flag(name: .shortAndLong) var snapshot = false
     @Option(name: [.customShort("l", allowingJoined: true), .long]) var loadSnapshot: String?
     @Option(name: [.customShort("c", allowingJoined: true), .long]) var connect: String?
@@ -270,8 +290,7 @@ struct LaterOptions: ParsableArguments {
     func refuse() throws {
         let given: [(UnsupportedOption, Bool)] = [
             (.object, !object.isEmpty), (.tlsCreds, tlsCreds != nil), (.tlsAuthz, tlsAuthz != nil), (.tlsHostname, tlsHostname != nil),
-            (.bitmap(bitmap.first ?? ""), !bitmap.isEmpty), (.allocationDepth, allocationDepth), (.snapshot, snapshot),
-            (.loadSnapshot, loadSnapshot != nil), (.connect, connect != nil), (.disconnect, disconnect),
+            (.snapshot, snapshot), (.loadSnapshot, loadSnapshot != nil), (.connect, connect != nil), (.disconnect, disconnect),
             (.selinuxLabel, selinuxLabel != nil),
         ]
         for (option, isGiven) in given where isGiven { throw ValidationError(option.message) }

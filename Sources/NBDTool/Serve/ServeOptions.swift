@@ -11,6 +11,8 @@ struct ServeOptions: Equatable, Sendable {
     // What is served.
     /// The operands.
     var images: [String] = []
+    /// Every `--blockdev`.
+    var blockDevices: [String] = []
     /// Every `--export`.
     var exports: [String] = []
     var exportName: String?
@@ -25,6 +27,10 @@ struct ServeOptions: Equatable, Sendable {
     var discard: String?
     var detectZeroes: String?
     var aio: String?
+    var showsAllocationDepth = false
+    var bitmaps: [String] = []
+    /// `NAME[:GRANULARITY]`.
+    var tracks: [String] = []
     var defaultExport: String?
 
     // Where.

@@ -62,6 +62,8 @@ extension ServePlan {
             guard let size = ByteSize.parse(text) else { throw .usage("invalid --size '\(text.sanitized())'") }
             export.byteCount = size
         }
+        export.contexts = try ContextPlan(
+            showsAllocationDepth: options.showsAllocationDepth, bitmaps: options.bitmaps, tracks: options.tracks)
         export.name = options.exportName ?? ""
         export.description = options.description ?? ""
         try export.check()
@@ -89,6 +91,8 @@ extension ServePlan {
             ("--export-name", options.exportName != nil), ("--description", options.description != nil),
             ("--offset", options.offset != nil),
             ("--size", options.size != nil), ("--format", options.format != nil), ("--image-opts", options.takesImageOptions),
+            ("--allocation-depth", options.showsAllocationDepth), ("--bitmap", !options.bitmaps.isEmpty),
+            ("--track", !options.tracks.isEmpty),
         ]
         for (option, isGiven) in given where isGiven { throw .usage("\(option) needs an image operand; use the keys of --export instead") }
         guard options.exports.isEmpty else { return }

@@ -25,6 +25,8 @@ struct ServePlan: Equatable, Sendable {
 
     static let defaultPort = 10809
 
+    /// Nodes to open first, in this order: the keys and values of each `--blockdev`.
+    var blockDevices: [BlockDevicePlan] = []
     var exports: [ExportPlan] = []
     var listeners: [ListenerPlan] = []
     var defaultExport: String?
@@ -66,6 +68,7 @@ struct ServePlan: Equatable, Sendable {
     /// - Throws: `.usage` naming the option or key at fault.
     init(_ options: ServeOptions, configuration: Configuration? = nil, activated: [String] = []) throws(ToolError) {
         if let configuration { try configuration.apply(to: &self) }
+        for text in options.blockDevices { blockDevices.append(try BlockDevicePlan(parsing: text, options)) }
         try planExports(options)
         try planListeners(options, activated: activated)
         try planLimits(options)

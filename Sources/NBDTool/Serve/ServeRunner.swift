@@ -1,3 +1,5 @@
+import Block
+import BlockGraph
 import Logging
 import NBDProtocol
 import NBDServer
@@ -34,14 +36,17 @@ struct ServeRunner {
         try stopper.listen(hangupStops: plan.hangupStops)
         if plan.exitsWithParent { stopper.watchParent() }
 
-        var exports: [Export] = []
+        let graph = Graph()
+        for device in plan.blockDevices { try await device.open(in: graph) }
+        var exports: [OpenedExport] = []
         for export in plan.exports {
-            exports.append(try await ImageOpener.open(export, expectsProbing: style == .qemuNBD, logger: logger))
+            exports.append(try await ImageOpener.open(export, in: graph, expectsProbing: style == .qemuNBD, logger: logger))
         }
         let listeners = try makeListeners(files)
         let server: NBDServer
         do {
-            server = try NBDServer(exports: exports, configuration: try configuration(listeners), logger: logger)
+            server = try NBDServer(exports: exports.map(\.export), configuration: try configuration(listeners), logger: logger)
+            for export in exports { try export.attach(server, in: graph) }
             try await server.start()
         } catch {
             throw (error as? ToolError) ?? .runtime("\(error)")
@@ -61,6 +66,8 @@ struct ServeRunner {
         } catch {
             throw .runtime("\(error)")
         }
+        // From the top: what stands on others goes first.
+        for node in graph.nodes.reversed() { await node.device.close() }
         return await stopper.childExitCode() ?? 0
     }
 

@@ -8,15 +8,16 @@ struct KeyValueList {
     var context: String
     private var values: [(key: String, value: String)] = []
 
-    /// - Throws: `.usage` for an empty key, a key without `=`, or a key given twice.
-    init(_ text: String, context: String) throws(ToolError) {
+    /// - Parameter repeatable: Keys that may be given more than once (`takeAll`).
+    /// - Throws: `.usage` for an empty key, a key without `=`, or another key given twice.
+    init(_ text: String, context: String, repeatable: Set<String> = []) throws(ToolError) {
         self.context = context
         for field in Self.fields(of: text) {
             guard let equals = field.firstIndex(of: "="), equals != field.startIndex else {
                 throw .usage("\(context): expected key=value, got '\(field.sanitized())'")
             }
             let key = String(field[..<equals])
-            guard !values.contains(where: { $0.key == key }) else { throw .usage("\(context): '\(key)' is given twice") }
+            guard repeatable.contains(key) || !values.contains(where: { $0.key == key }) else { throw .usage("\(context): '\(key)' is given twice") }
             values.append((key, String(field[field.index(after: equals)...])))
         }
         guard !values.isEmpty else { throw .usage("\(context): expected key=value, got nothing") }
@@ -26,6 +27,15 @@ struct KeyValueList {
     mutating func take(_ key: String) -> String? {
         guard let index = values.firstIndex(where: { $0.key == key }) else { return nil }
         return values.remove(at: index).value
+    }
+
+    /// What nobody has taken, in order.
+    var pairs: [(key: String, value: String)] { values }
+
+    /// The values of a key that may be repeated, in order.
+    mutating func takeAll(_ key: String) -> [String] {
+        defer { values.removeAll { $0.key == key } }
+        return values.filter { $0.key == key }.map(\.value)
     }
 
     /// - Throws: `.usage` unless the value is a size (`ByteSize.parse`).
