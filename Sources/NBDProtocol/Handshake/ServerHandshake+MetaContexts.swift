@@ -67,7 +67,8 @@ extension ServerHandshake {
         if query == name { return true }
         guard wildcards else { return false }
         // The names of bitmaps may have colons in them, which mean nothing.
-        let isWildcard = query.utf8.firstIndex(of: UInt8(ascii: ":")) == query.utf8.indices.last || query == "qemu:dirty-bitmap:"
+        let colon = query.utf8.firstIndex(of: UInt8(ascii: ":"))
+        let isWildcard = colon != nil && colon == query.utf8.indices.last || query == "qemu:dirty-bitmap:"
         return isWildcard && name.utf8.starts(with: query.utf8)
     }
 }
