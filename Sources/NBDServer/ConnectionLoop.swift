@@ -37,8 +37,13 @@ final class LoopAddress: ConnectionLoop {
 
     func enqueue(_ job: consuming ExecutorJob) { host.enqueue(job) }
 
-    /// On the old loop, after the last thing that happens there.
-    func change(to loop: HostLoop) { current.withLock { $0 = loop } }
+    /// On the old loop, as the last thing that happens there: `arrival` is the first on the new one, and finds the address changed.
+    func change(to loop: HostLoop, _ arrival: @escaping @Sendable () -> Void) {
+        current.withLock { current in
+            loop.execute(arrival)
+            current = loop
+        }
+    }
 }
 
 /// An event loop of NIO, which runs the tasks of its connections, so that a request's slow path needs no lock and no second thread.

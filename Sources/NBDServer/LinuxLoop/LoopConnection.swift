@@ -112,12 +112,10 @@ final class LoopConnection: LoopClient, ConnectionFace {
         loop.host.remove(id, socket)
         target.host.reserve()
         let bound = LoopBound(self, target.host)
-        bound.execute { connection in
-            connection.arrive(on: target)
+        address.change(to: target.host) {
+            bound.value.arrive(on: target)
             done(true)
         }
-        // What is sent to us from now on comes after `arrive`.
-        address.change(to: target.host)
     }
 
     private func arrive(on target: FastLoop) {
