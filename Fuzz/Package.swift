@@ -15,7 +15,7 @@ let package = Package(
             name: "fuzz",
             dependencies: [
                 "CFuzz", .product(name: "NBDProtocol", package: "swift-nbd"), .product(name: "NBDEngine", package: "swift-nbd"),
-                .product(name: "Block", package: "swift-nbd"), .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "Block", package: "swift-nbd"), .product(name: "QCOW2", package: "swift-nbd"), .product(name: "NIOCore", package: "swift-nio"),
             ],
             swiftSettings: [
                 .swiftLanguageMode(.v6), .strictMemorySafety(), .enableExperimentalFeature("Lifetimes"),

@@ -6,7 +6,10 @@ struct ImageCommand: AsyncParsableCommand {
         commandName: "image",
         abstract: "Make, check and change image files.",
         discussion: "Options and output are shaped as those of qemu-img. See docs/image.md.",
-        subcommands: [ImageCreateCommand.self, ImageInfoCommand.self, ImageCheckCommand.self])
+        subcommands: [
+            ImageCreateCommand.self, ImageInfoCommand.self, ImageCheckCommand.self, ImageMapCommand.self, ImageBitmapCommand.self,
+            ImageSnapshotCommand.self, ImageResizeCommand.self, ImageConvertCommand.self,
+        ])
 }
 
 /// How results are printed: for people, or as JSON.

@@ -90,6 +90,12 @@ enum ImagePath {
         close(descriptor)
     }
 
+    /// Whether both paths lead to one file.
+    static func isSame(_ first: String, _ second: String) -> Bool {
+        guard let first = HostProcess.status(of: first), let second = HostProcess.status(of: second) else { return false }
+        return first.st_dev == second.st_dev && first.st_ino == second.st_ino
+    }
+
     /// Bytes that the file takes of its disk.
     static func allocatedByteCount(of path: String) -> UInt64? {
         HostProcess.status(of: path).map { UInt64(clamping: $0.st_blocks) &* 512 }

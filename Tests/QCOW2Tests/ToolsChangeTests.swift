@@ -1,0 +1,144 @@
+import Block
+import QCOW2
+import Testing
+
+@Suite struct `Bitmaps of an image` {
+    let first = Array("first".utf8)
+    let second = Array("second".utf8)
+
+    @Test func `are added, switched, cleared and removed without a lost cluster`() async throws {
+        let (device, image) = try await mappedImage(byteCount: 1 << 20)
+        try await image.addBitmap(first, granularity: 512)
+        try await image.addBitmap(second, isEnabled: false)
+        #expect(try await isSound(device))
+        await #expect(throws: ImageError.self) { try await image.addBitmap(first) }
+        var stored = try await ImageFile.open(device).bitmaps()
+        #expect(stored.map(\.name) == [first, second] && stored.map(\.flags) == [.auto, []] && stored.map(\.granularityBits) == [9, 12])
+        try await image.setBitmap(first, isEnabled: false)
+        try await image.setBitmap(second, isEnabled: true)
+        stored = try await ImageFile.open(device).bitmaps()
+        #expect(stored.map(\.flags) == [[], .auto])
+        try await image.clearBitmap(first)
+        try await image.removeBitmap(first)
+        #expect(try await isSound(device))
+        try await image.removeBitmap(second)
+        #expect(try await isSound(device))
+        let header = try await ImageFile.open(device).header
+        #expect(header.bitmaps == nil && !header.autoclearFeatures.contains(.bitmaps))
+    }
+
+    @Test(arguments: [512, 4096, 65536] as [UInt64], [512, 4096, 65536] as [UInt64])
+    func `are merged whatever their granularities`(from: UInt64, to: UInt64) async throws {
+        let (device, image) = try await mappedImage(byteCount: 1 << 20)
+        try await image.addBitmap(first, granularity: from)
+        try await image.addBitmap(second, granularity: to)
+        try await setBit(3, of: 0, device)
+        try await image.mergeBitmap(first, into: second)
+        #expect(try await isSound(device))
+        let merged = try await image.bitmapBits(second)
+        let set = (0..<(1 << 20) / to).filter { merged.contains($0 * to) }
+        #expect(set == Array(3 * from / to...(4 * from - 1) / to))
+    }
+
+    @Test func `that are inconsistent can only be removed`() async throws {
+        let (device, image) = try await mappedImage(byteCount: 1 << 20)
+        try await image.addBitmap(first)
+        let directory = try #require(image.header.bitmaps).directoryOffset
+        device.poke(UInt32(3), at: directory + 12)
+        await #expect(throws: ImageError.self) { try await image.clearBitmap(first) }
+        await #expect(throws: ImageError.self) { try await image.bitmapBits(first) }
+        try await image.removeBitmap(first)
+        #expect(try await isSound(device))
+    }
+
+    /// Gives the bitmap a cluster of data with one bit.
+    func setBit(_ bit: UInt64, of index: Int, _ device: ToolsDevice) async throws {
+        let bitmap = try await ImageFile.open(device).bitmaps()[index]
+        // All ones where the bitmap says so would be too many: a cluster at the end of the file.
+        let place = (device.currentByteCount + 511) / 512 * 512
+        try await device.write(at: place, from: ([UInt8(1) << UInt8(bit)] + [UInt8](repeating: 0, count: 511)).rawBytes, [])
+        device.poke(place, at: bitmap.tableOffset)
+        _ = try await ImageFile.open(device).check(repair: .all)
+    }
+}
+
+@Suite struct `Resizing an image` {
+    @Test(arguments: [0, 4, 6], [false, true])
+    func `keeps it without faults`(order: Int, hasBitmaps: Bool) async throws {
+        let (device, image) = try await mappedImage(byteCount: 64 << 10) { $0.refcountBitCount = 1 << order }
+        if hasBitmaps { try await image.addBitmap(Array("b".utf8), granularity: 512) }
+        for byteCount in [64 << 10, (64 << 10) + 512, 8 << 20, 40 << 20, 33 << 10, 512, 100_000] as [UInt64] {
+            try await image.resize(to: byteCount, mayShrink: true)
+            #expect(try await isSound(device), "\(byteCount) bytes")
+            let again = try await ImageFile.open(device)
+            #expect(again.header.virtualByteCount == (byteCount + 511) / 512 * 512)
+            #expect(try await again.bitmaps().count == (hasBitmaps ? 1 : 0))
+            if hasBitmaps { #expect(try await again.bitmapBits(Array("b".utf8)).virtualByteCount == again.header.virtualByteCount) }
+        }
+    }
+
+    @Test func `needs permission to lose data`() async throws {
+        let (device, image) = try await mappedImage()
+        await #expect(throws: ImageError.self) { try await image.resize(to: 512) }
+        #expect(try await ImageFile.open(device).header.virtualByteCount == 64 << 10)
+    }
+
+    @Test func `gives the space behind the new end back`() async throws {
+        let (device, image) = try await mappedImage(byteCount: 1 << 20)
+        let before = device.currentByteCount
+        try await image.resize(to: 512, mayShrink: true)
+        #expect(device.currentByteCount < before / 4)
+    }
+}
+
+@Suite struct `Snapshots of an image` {
+    @Test func `are taken, applied and deleted without a fault`() async throws {
+        let (device, image) = try await mappedImage()
+        let id = try await image.createSnapshot(Array("one".utf8), time: (1, 2))
+        #expect(id == Array("1".utf8))
+        #expect(try await isSound(device))
+        // A write after the snapshot: a cluster of its own, as a server would give it.
+        try await image.createSnapshot(Array("two".utf8), time: (3, 4))
+        #expect(try await image.snapshots().map(\.name) == [Array("one".utf8), Array("two".utf8)])
+        #expect(try await isSound(device))
+        try await image.applySnapshot(Array("one".utf8))
+        #expect(try await isSound(device))
+        try await image.deleteSnapshot(Array("1".utf8))
+        #expect(try await isSound(device))
+        try await image.deleteSnapshot(Array("two".utf8))
+        #expect(try await isSound(device))
+        #expect(try await image.check().allocatedClusterCount == 128)
+    }
+
+    @Test func `that one-bit refcounts cannot count are refused, and nothing is changed`() async throws {
+        let (device, image) = try await mappedImage { $0.refcountBitCount = 1 }
+        await #expect(throws: ImageError.self) { try await image.createSnapshot(Array("one".utf8), time: (1, 2)) }
+        #expect(try await ImageFile.open(device).snapshots().isEmpty)
+        #expect(try await ImageFile.open(device).check().corruptionCount == 0)
+    }
+}
+
+@Suite struct `Compressed writing` {
+    @Test(arguments: [9, 12, 16], CompressionType.allCases)
+    func `gives an image without faults`(bits: Int, type: CompressionType) async throws {
+        let (device, image) = try await mappedImage(byteCount: 1 << 20) { options in
+            options.clusterByteCount = 1 << bits
+            options.preallocation = .off
+            options.compression = type
+        }
+        let writer = try await CompressedWriter(image)
+        let cluster = [UInt8](repeating: 7, count: 1 << bits)
+        var room = [UInt8](repeating: 0, count: cluster.count)
+        var span = room.mutableSpan
+        var bytes = span.mutableBytes
+        let count = try #require(type.shrink(cluster.rawBytes, into: &bytes))
+        for offset in stride(from: 0, to: 1 << 20, by: 2 << bits) as StrideTo<Int> {
+            try await writer.write(offset % (6 << bits) == 0 ? nil : Array(room[..<count]), of: cluster, at: UInt64(offset))
+        }
+        try await writer.finish()
+        #expect(try await isSound(device))
+        let report = try await image.check()
+        #expect(report.compressedClusterCount > 0 && report.allocatedClusterCount == 1 << (20 - bits) / 2)
+        #expect(!image.header.incompatibleFeatures.contains(.dirty))
+    }
+}
