@@ -198,8 +198,8 @@ def test_a_damaged_image_gets_the_same_verdict_and_repair(tools, kind):
     copy.write_bytes(path.read_bytes())
     ours = tools.nbd("check", "image", ok=(0, 1, 2, 3)).returncode
     theirs = tools.qemu("check", "image", ok=(0, 1, 2, 3)).returncode
-    # qemu-img cannot open an image without a refcount table to check it; we can.
-    assert ours == (2 if kind == "no refcount table" else theirs)
+    # qemu-img does not get to the end of its check with these; we do.
+    assert ours == (2 if kind in ("no refcount table", "unaligned block") else theirs)
     ours = tools.nbd("check", "-r", "all", "image", ok=(0, 1, 2, 3)).returncode
     theirs = tools.qemu("check", "-r", "all", "copy", ok=(0, 1, 2, 3)).returncode
     assert ours == theirs

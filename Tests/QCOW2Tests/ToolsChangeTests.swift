@@ -67,7 +67,7 @@ import Testing
     func `keeps it without faults`(order: Int, hasBitmaps: Bool) async throws {
         let (device, image) = try await mappedImage(byteCount: 64 << 10) { $0.refcountBitCount = 1 << order }
         if hasBitmaps { try await image.addBitmap(Array("b".utf8), granularity: 512) }
-        for byteCount in [64 << 10, (64 << 10) + 512, 8 << 20, 40 << 20, 33 << 10, 512, 100_000] as [UInt64] {
+        for byteCount in [64 << 10, (64 << 10) + 512, 2 << 20, 5 << 20, 33 << 10, 512, 100_000] as [UInt64] {
             try await image.resize(to: byteCount, mayShrink: true)
             #expect(try await isSound(device), "\(byteCount) bytes")
             let again = try await ImageFile.open(device)
@@ -75,6 +75,14 @@ import Testing
             #expect(try await again.bitmaps().count == (hasBitmaps ? 1 : 0))
             if hasBitmaps { #expect(try await again.bitmapBits(Array("b".utf8)).virtualByteCount == again.header.virtualByteCount) }
         }
+    }
+
+    @Test func `makes the refcount table longer when it is full`() async throws {
+        let (device, image) = try await mappedImage(byteCount: 1 << 20) { $0.refcountBitCount = 64 }
+        // An L1 table of 8192 clusters; 64 blocks of 64 refcounts count half as many.
+        try await image.resize(to: 16 << 30)
+        #expect(image.header.refcountTableClusterCount > 1)
+        #expect(try await isSound(device))
     }
 
     @Test func `needs permission to lose data`() async throws {

@@ -22,11 +22,26 @@ import Testing
     @Test func `refuses what contradicts itself`() throws {
         let changes: [(inout ImageOptions) -> Void] = [
             { $0.clusterByteCount = 256 }, { $0.clusterByteCount = 1000 }, { $0.clusterByteCount = 4 << 20 }, { $0.refcountBitCount = 3 },
-            { $0.refcountBitCount = 128 }, { $0.version = 4 }, { $0.extendedL2 = true; $0.clusterByteCount = 8192 },
-            { $0.version = 2; $0.refcountBitCount = 8 }, { $0.version = 2; $0.lazyRefcounts = true }, { $0.version = 2; $0.compression = .zstd },
-            { $0.backingFileName = [0x61]; $0.preallocation = .metadata }, { $0.backingFormat = [0x61] },
+            { $0.refcountBitCount = 128 }, { $0.version = 4 },
+            {
+                $0.extendedL2 = true; $0.clusterByteCount = 8192
+            },
+            {
+                $0.version = 2; $0.refcountBitCount = 8
+            },
+            {
+                $0.version = 2; $0.lazyRefcounts = true
+            },
+            {
+                $0.version = 2; $0.compression = .zstd
+            },
+            {
+                $0.backingFileName = [0x61]; $0.preallocation = .metadata
+            }, { $0.backingFormat = [0x61] },
             { $0.backingFileName = Array(repeating: 0x61, count: 1024) },
-            { $0.backingFileName = [0x61]; $0.dataFile = ImageOptions.DataFile(name: [0x62], isRaw: true) },
+            {
+                $0.backingFileName = [0x61]; $0.dataFile = ImageOptions.DataFile(name: [0x62], isRaw: true)
+            },
         ]
         for change in changes {
             var options = ImageOptions()

@@ -16,7 +16,8 @@ enum DiskCopy {
     static let sparseByteCount = 4096
 
     static func copy(_ source: any BlockDevice, to target: any BlockDevice) async throws(CopyError) {
-        try await eachPiece(of: source, step: min(stepByteCount, UInt64(source.info.blockSize.maximum))) { bytes, offset throws(CopyError) in
+        try await eachPiece(of: source, step: min(stepByteCount, UInt64(source.info.blockSize.maximum))) {
+            bytes, offset throws(CopyError) in
             var start = 0
             while start < bytes.count {
                 let end = min(start + sparseByteCount, bytes.count)

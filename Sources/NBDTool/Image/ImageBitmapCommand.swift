@@ -41,7 +41,9 @@ struct ImageBitmapCommand: AsyncParsableCommand {
     }
 
     func validate() throws {
-        guard !actions.isEmpty || !merge.isEmpty else { throw ValidationError("Need at least one of --add, --remove, --clear, --enable, --disable, --merge") }
+        guard !actions.isEmpty || !merge.isEmpty else {
+            throw ValidationError("Need at least one of --add, --remove, --clear, --enable, --disable, --merge")
+        }
         guard granularity == nil || actions.contains(.add) else { throw ValidationError("-g goes with --add") }
         guard source == nil || !merge.isEmpty else { throw ValidationError("-b goes with --merge") }
     }

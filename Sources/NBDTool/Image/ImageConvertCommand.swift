@@ -46,7 +46,9 @@ struct ImageConvertCommand: AsyncParsableCommand {
         guard !compress || targetFormat == .qcow2 else { throw ToolError.usage("-c goes with -O qcow2") }
         let chain = try await ImageChain.open(source, format, rules, isLocked: !isShared)
         let device = try await chain.device(rules, snapshot: snapshot.map { SnapshotSelector(idOrName: $0) })
-        if chain.images.contains(where: { ImagePath.isSame($0.path, target) }) { throw ToolError.runtime("'\(target)' is the source, or lies below it") }
+        if chain.images.contains(where: { ImagePath.isSame($0.path, target) }) {
+            throw ToolError.runtime("'\(target)' is the source, or lies below it")
+        }
         var arguments = ["-q", "-f", targetFormat.rawValue]
         for option in options { arguments += ["-o", option] }
         let plan = try ImageCreationPlan(

@@ -112,8 +112,8 @@ struct ChainMap {
                     path: paths[depth])
             }
             guard start < opened.byteCount else {
-                // Behind the end of an image below: zeroes that it stands for.
-                return entry(limit, zero: true, data: false, nil)
+                // Behind the end of the image below: zeroes, for which the one above it stands.
+                return nothing(start, limit, depth - 1)
             }
             limit = min(limit, opened.byteCount - start)
             guard let map = maps[depth] else {
@@ -123,15 +123,24 @@ struct ChainMap {
             let run = try await withImageErrors(opened.path) { () throws(ImageError) in try await map.run(at: start, limit: limit) }
             limit = min(limit, run.byteCount)
             switch run.kind {
-            case .data(let offset): return entry(limit, zero: false, data: true, offset)
+            case .data(let offset):
+                // What the host has no space for reads as zeroes, too.
+                guard !(opened.image?.header.hasDataFile ?? false), offset < opened.file.currentByteCount else {
+                    return entry(limit, zero: false, data: true, offset)
+                }
+                let (count, status) = try await rawStatus(opened, offset, min(limit, opened.file.currentByteCount - offset))
+                return entry(count, zero: status.contains(.zero), data: true, offset)
             case .compressed: return entry(limit, zero: false, data: true, nil)
             case .zero(let offset): return entry(limit, zero: true, data: false, offset)
             case .unallocated: continue
             }
         }
-        let last = chain.images.count - 1
-        return ChainMapEntry(
-            start: start, length: limit, depth: last, isPresent: false, isZero: true, isData: false, offset: nil, path: paths[last])
+        return nothing(start, limit, chain.images.count - 1)
+    }
+
+    private func nothing(_ start: UInt64, _ length: UInt64, _ depth: Int) -> ChainMapEntry {
+        ChainMapEntry(
+            start: start, length: length, depth: depth, isPresent: false, isZero: true, isData: false, offset: nil, path: paths[depth])
     }
 
     private func rawStatus(_ opened: OpenedImage, _ start: UInt64, _ limit: UInt64) async throws(ToolError) -> (UInt64, ExtentStatus) {
@@ -174,7 +183,7 @@ private struct ImageMapLines {
         if isJSON { print(isFirst ? "[]" : "]") }
     }
 
-    private static func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
+    private static func hex(_ value: UInt64) -> String { value == 0 ? "0" : "0x" + String(value, radix: 16) }
 
     private static func row(_ cells: String...) -> String {
         cells.dropLast().map { $0 + String(repeating: " ", count: max(0, 16 - $0.count)) }.joined() + (cells.last ?? "")

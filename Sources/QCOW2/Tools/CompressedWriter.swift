@@ -43,7 +43,8 @@ public final class CompressedWriter {
         } else {
             alignEnd()
             try await image.write(cluster, at: end)
-            entry = L2Entry(clusterAt: end, isCopied: true, subclusters: geometry.hasExtendedL2 ? .allAllocated : SubclusterBitmap(rawValue: 0))
+            entry = L2Entry(
+                clusterAt: end, isCopied: true, subclusters: geometry.hasExtendedL2 ? .allAllocated : SubclusterBitmap(rawValue: 0))
             end += UInt64(geometry.clusterByteCount)
         }
         guard end <= FormatLimits.hostOffsetMask else { throw .refused("the file would become too large") }

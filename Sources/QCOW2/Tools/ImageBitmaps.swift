@@ -125,7 +125,8 @@ extension ImageFile {
         _ bits: BitmapBits?, _ entry: BitmapDirectoryEntry, _ byteCount: UInt64, _ editor: ImageEditor
     ) async throws(ImageError) -> BitmapDirectoryEntry {
         guard
-            let count = BitmapDirectoryEntry.tableEntryCount(for: byteCount, granularityBits: entry.granularityBits, in: geometry), count > 0
+            let count = BitmapDirectoryEntry.tableEntryCount(for: byteCount, granularityBits: entry.granularityBits, in: geometry),
+            count > 0
         else { throw .refused("bitmap \"\(text(entry.name))\" would be empty or over 512 MiB") }
         var table: [UInt64] = []
         for index in 0..<Int(count) {
@@ -193,7 +194,8 @@ extension ImageFile {
         let needed = BitmapDirectoryEntry.tableEntryCount(
             for: header.virtualByteCount, granularityBits: entry.granularityBits, in: geometry)
         guard needed == entry.tableEntryCount else {
-            throw .format(.corrupt("bitmap \"\(text(entry.name))\" has \(entry.tableEntryCount) table entries, not as many as the disk needs"))
+            throw .format(
+                .corrupt("bitmap \"\(text(entry.name))\" has \(entry.tableEntryCount) table entries, not as many as the disk needs"))
         }
         for (index, piece) in table.enumerated() {
             let start = index * clusterByteCount

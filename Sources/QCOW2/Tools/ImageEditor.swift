@@ -77,7 +77,8 @@ final class ImageEditor {
     private func set(_ refcount: UInt64, of cluster: UInt64) async throws(ImageError) {
         guard try await load(cluster >> shift) else { throw .format(.corrupt("cluster \(cluster) has no refcount")) }
         guard refcount <= geometry.refcountWidth.maximum else {
-            throw .refused("cluster \(cluster) would have \(refcount) references, more than \(geometry.refcountWidth.bitCount) bits can count")
+            throw .refused(
+                "cluster \(cluster) would have \(refcount) references, more than \(geometry.refcountWidth.bitCount) bits can count")
         }
         store(refcount, at: Int(cluster & (1 << shift - 1)), in: cluster >> shift)
     }

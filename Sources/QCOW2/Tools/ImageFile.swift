@@ -83,7 +83,10 @@ extension ImageFile {
     }
 
     /// Writes the header and everything behind it in the first cluster, durably.
+    ///
+    /// Gives up the table of feature names, which is for messages alone, when it takes the room of something else.
     func writeHeader() async throws(ImageError) {
+        if (try? header.encoded()) == nil { header.extensions.removeAll { if case .featureNames = $0 { true } else { false } } }
         let bytes = try decoding { () throws(FormatError) in try header.encoded() }
         try await write(bytes, at: 0)
         try await flush()

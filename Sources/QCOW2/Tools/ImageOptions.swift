@@ -101,8 +101,8 @@ public struct ImageOptions: Equatable, Sendable {
             if dataFile.isRaw { header.autoclearFeatures.insert(.rawExternalData) }
             header.extensions.append(.dataFileName(dataFile.name))
         }
-        if version == 3 {
-            // The table is for messages alone: left out where a small cluster has no room for it.
+        if version == 3, geometry.clusterBits > 9 {
+            // The table is for messages alone: left out where it would take the room of others, such as the bitmaps.
             let plain = header
             header.extensions.append(.featureNames(FeatureName.all))
             if (try? header.encoded()) == nil { header = plain }

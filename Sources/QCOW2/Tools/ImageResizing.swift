@@ -18,7 +18,9 @@ extension ImageFile {
         guard newByteCount > old || mayShrink else {
             throw .refused("\(newByteCount) bytes are fewer than the \(old) there are: what lies behind would be lost (--shrink allows it)")
         }
-        guard header.snapshotCount == 0 || header.version == 3 else { throw .refused("an image of version 2 with snapshots cannot be resized") }
+        guard header.snapshotCount == 0 || header.version == 3 else {
+            throw .refused("an image of version 2 with snapshots cannot be resized")
+        }
         guard !header.hasRawDataFile else { throw .refused("an image with a raw data file cannot be resized") }
         guard header.hasDataFile == (dataFile != nil) else { throw .refused("the data file of the image is needed") }
         let entryCount = geometry.l1EntryCount(for: newByteCount)
@@ -109,7 +111,8 @@ extension ImageFile {
             try await writeEntry(0, at: header.l1TableOffset + UInt64(position) * 8)
         } else {
             bytes.replaceSubrange(
-                first * geometry.l2EntryByteCount..<bytes.count, with: repeatElement(0, count: bytes.count - first * geometry.l2EntryByteCount))
+                first * geometry.l2EntryByteCount..<bytes.count,
+                with: repeatElement(0, count: bytes.count - first * geometry.l2EntryByteCount))
             try await write(bytes, at: place)
         }
         try await flush()

@@ -12,7 +12,9 @@ extension ImageFile {
         guard name.count <= 255 else { throw .refused("a snapshot's name has at most 255 bytes") }
         let editor = try await ImageEditor(self)
         var entries = try await snapshots()
-        guard entries.count < FormatLimits.snapshotCount else { throw .refused("there are \(entries.count) snapshots: no more are possible") }
+        guard entries.count < FormatLimits.snapshotCount else {
+            throw .refused("there are \(entries.count) snapshots: no more are possible")
+        }
         let highest = entries.compactMap { UInt64(String(decoding: $0.id, as: UTF8.self)) }.max() ?? 0
         let id = Array(String(highest == .max ? 1 : highest + 1).utf8)
         let l1 = try await loadL1(header.l1TableOffset, header.l1EntryCount)
