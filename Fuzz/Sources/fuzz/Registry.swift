@@ -6,6 +6,7 @@ let targets: [String: @Sendable ([UInt8]) -> Void] = [
     "canary": fuzzCanary,
     "client": fuzzClient,
     "handshake": fuzzHandshake,
+    "tls": fuzzTLS,
     "transmission": fuzzTransmission,
     "uri": fuzzURI,
 ]
