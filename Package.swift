@@ -87,7 +87,7 @@ let package = Package(
         .target(name: "TestPeers", dependencies: ["NBDProtocol"], path: "Tests/TestPeers", swiftSettings: settings),
         tests("BlockTests", ["Block", "BlockDeviceConformance"]),
         tests("QCOW2Tests", ["QCOW2", "Block", "BlockDeviceConformance"]),
-        tests("HostIOTests", ["HostIO"]),
+        tests("HostIOTests", ["HostIO", systemPackage]),
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
         tests("BlockGraphTests", ["BlockGraph", "BlockDrivers", "Block", "BlockDeviceConformance"]),
         tests("NBDProtocolTests", ["NBDProtocol"]),

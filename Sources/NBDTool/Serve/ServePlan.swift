@@ -121,6 +121,9 @@ struct ServePlan: Equatable, Sendable {
         connectionMemoryLimit = min(connectionMemoryLimit, memoryLimit)
     }
 
+    /// Directories of which files are read again while serving.
+    var watchedDirectories: [String] { [] }
+
     private mutating func planLife(_ options: ServeOptions, isActivated: Bool) throws(ToolError) {
         stopsAfterLastClient = !(options.isPersistent ?? (options.style == .nbd)) || options.isSingle
         hangupStops = options.style == .qemuNBD
