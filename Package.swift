@@ -47,6 +47,8 @@ let package = Package(
         .library(name: "NBDEngine", targets: ["NBDEngine"]),
         .library(name: "NBDProtocol", targets: ["NBDProtocol"]),
         .library(name: "BlockDeviceConformance", targets: ["BlockDeviceConformance"]),
+        // For Fuzz alone, which is a package of its own.
+        .library(name: "_NBDTool", targets: ["NBDTool"]),
         .executable(name: "nbd", targets: ["nbd"]),
     ],
     dependencies: [

@@ -14,7 +14,8 @@ let package = Package(
         .executableTarget(
             name: "fuzz",
             dependencies: [
-                "CFuzz", .product(name: "NBDProtocol", package: "swift-nbd"), .product(name: "NBDEngine", package: "swift-nbd"),
+                "CFuzz", .product(name: "_NBDTool", package: "swift-nbd"), .product(name: "NBDServer", package: "swift-nbd"),
+                .product(name: "NBDProtocol", package: "swift-nbd"), .product(name: "NBDEngine", package: "swift-nbd"),
                 .product(name: "Block", package: "swift-nbd"), .product(name: "NIOCore", package: "swift-nio"),
             ],
             swiftSettings: [

@@ -44,7 +44,7 @@ private func canOpen(_ path: String, _ flags: Int32 = O_RDONLY) -> Int32 {
         let early = try FileDescriptor.open(FilePath(forbidden), .readWrite)
         defer { try? early.close() }
         let results = onThreadOfItsOwn { () -> [Int32] in
-            do {
+            do throws(HostError) {
                 let confinement = try Confinement(keepsSignals: true)
                 try confinement.allow([.readFile, .removeFile], beneath: inside.path)
                 try confinement.confineThread()
@@ -74,7 +74,7 @@ private func canOpen(_ path: String, _ flags: Int32 = O_RDONLY) -> Int32 {
 
     @Test func `is not made by rules about what is not there`() {
         let error = onThreadOfItsOwn { () -> HostError? in
-            do {
+            do throws(HostError) {
                 try Confinement(keepsSignals: true).allow(.readFile, beneath: "/nowhere/at/all")
                 return nil
             } catch {

@@ -5,7 +5,9 @@ import Glibc
 let targets: [String: @Sendable ([UInt8]) -> Void] = [
     "canary": fuzzCanary,
     "client": fuzzClient,
+    "config": fuzzConfiguration,
     "handshake": fuzzHandshake,
+    "objects": fuzzObjects,
     "transmission": fuzzTransmission,
     "uri": fuzzURI,
 ]

@@ -56,13 +56,11 @@ struct Privileges: Equatable, Sendable {
     func take() throws(ToolError) {
         var groups = [group]
         // SAFETY: the array has one element.
-        let result = unsafe setgroups(1, &groups)
-        guard result == 0 else { throw Self.failure("the supplementary groups") }
+        guard unsafe setgroups(1, &groups) == 0 else { throw Self.failure("the supplementary groups") }
         guard setgid(group) == 0 else { throw Self.failure("group \(group)") }
         guard setuid(user) == 0 else { throw Self.failure("user \(user)") }
         guard getuid() == user, geteuid() == user, getgid() == group, getegid() == group else { throw Self.failure("user \(user)") }
-        // SAFETY: a count of 0 asks for the number alone.
-        guard unsafe getgroups(0, nil) <= 1 else { throw Self.failure("the supplementary groups") }
+        guard getgroups(0, nil) <= 1 else { throw Self.failure("the supplementary groups") }
         guard user == 0 || setuid(0) != 0 else { throw .runtime("cannot give up root: it can be taken back") }
     }
 
