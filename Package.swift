@@ -49,6 +49,8 @@ let package = Package(
         .library(name: "NBDEngine", targets: ["NBDEngine"]),
         .library(name: "NBDProtocol", targets: ["NBDProtocol"]),
         .library(name: "BlockDeviceConformance", targets: ["BlockDeviceConformance"]),
+        // For Fuzz alone, which is a package of its own.
+        .library(name: "_NBDTool", targets: ["NBDTool"]),
         .executable(name: "nbd", targets: ["nbd"]),
     ],
     dependencies: [
@@ -91,7 +93,7 @@ let package = Package(
         .target(name: "TestPeers", dependencies: ["NBDProtocol"], path: "Tests/TestPeers", swiftSettings: settings),
         tests("BlockTests", ["Block", "BlockDeviceConformance"]),
         tests("QCOW2Tests", ["QCOW2", "Block", "BlockDeviceConformance"]),
-        tests("HostIOTests", ["HostIO"]),
+        tests("HostIOTests", ["HostIO", systemPackage]),
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
         tests("BlockGraphTests", ["BlockGraph", "BlockDrivers", "Block", "BlockDeviceConformance"]),
         tests("NBDProtocolTests", ["NBDProtocol"]),

@@ -14,8 +14,10 @@ let package = Package(
         .executableTarget(
             name: "fuzz",
             dependencies: [
-                "CFuzz", .product(name: "NBDProtocol", package: "swift-nbd"), .product(name: "NBDEngine", package: "swift-nbd"),
-                .product(name: "Block", package: "swift-nbd"), .product(name: "QCOW2", package: "swift-nbd"), .product(name: "NIOCore", package: "swift-nio"),
+                "CFuzz", .product(name: "_NBDTool", package: "swift-nbd"), .product(name: "NBDServer", package: "swift-nbd"),
+                .product(name: "NBDProtocol", package: "swift-nbd"), .product(name: "NBDEngine", package: "swift-nbd"),
+                .product(name: "Block", package: "swift-nbd"), .product(name: "QCOW2", package: "swift-nbd"),
+                .product(name: "NIOCore", package: "swift-nio"),
             ],
             swiftSettings: [
                 .swiftLanguageMode(.v6), .strictMemorySafety(), .enableExperimentalFeature("Lifetimes"),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seeds for the fuzzers.
 
-    seeds.py DIR                    writes DIR/{uri,handshake,tls,transmission,client}: made-up conversations that touch every option and command
+    seeds.py DIR                    writes DIR/{uri,handshake,tls,transmission,client,config,objects}: made-up conversations that touch every option and command
     seeds.py --capture [SERVER…]    runs real clients through a recording proxy and keeps what they said in corpus/; SERVER is a command
                                     line with {socket} and {disk} (default: ../.build/release/nbd serve, then qemu-nbd)
 
@@ -138,6 +138,48 @@ URIS = ["nbd://localhost", "nbd://localhost:10809/disk", "nbds://user@[::1]:1/a%
         "nbd://h?x-mine=1", "nbd+unix:///?socket=", "nbd://[::1", "nbd://h:99999/", "http://h", "nbd://h/%zz", "nbd://h/%00", "nbd://h/#f"]
 
 
+CONFIGURATIONS = ['''default-export = "disk"
+pid-file = "/run/nbd.pid"
+poll = 50
+user = "nbd"
+sandbox = "on"
+[limits]
+connections = 100
+connections-per-peer = 75
+handshake = 10
+memory = "1G"
+[[listeners]]
+host = "127.0.0.1"
+port = 10809
+[[listeners]]
+unix = "@abstract"
+oldstyle = "disk"
+[[exports]]
+name = "disk"
+memory = "10G"
+offset = 0x1000
+read-only = true
+[[allow]]
+from = ["10.0.0.0/8", "unix"]
+uid = [0, 1000]
+may = ["list", "read"]
+[[deny]]
+tls-dn = 'CN=bad,*'
+''', '''{"exports": [{"name": "a", "null": 1048576, "discard": "ignore"}], "allow": [{"may": "all", "from": "::1"}], "limits": {"drain": 1}}''',
+    'a.b."c" = { d = [1, 2.5e3, true], e = \'\'\'\nx\ny\'\'\' }\n[a."b c"]\n']
+
+# The first letter says which option it is.
+VALUES = [
+    "otls-creds-x509,id=a,dir=/a,,b,endpoint=server,verify-peer=on", "otls-creds-psk,id=a,dir=/x,username=u", "oauthz-simple,id=a,identity=CN=x,,O=y",
+    "oauthz-list,id=a,policy=deny,rules.0.match=CN=*,rules.0.policy=allow,rules.0.format=glob\nauthz-list-file,id=b,filename=/x,refresh=off",
+    "ename=a,file=/x,,y,description=d,readonly=on,offset=1M,size=0x1000,format=raw,cache=none,discard=unmap,locking=off", "ename=,memory=7E",
+    "idriver=raw,file.driver=file,file.filename=/x,offset=512,size=1K,read-only=on", "idriver=file,filename=/x,aio=native",
+    '''j{"rules": [{"match": "CN=*", "policy": "allow", "format": "glob"}], "policy": "deny"}''', "tenable=-nbd_*,events=/x,file=/y",
+    "n10.0.0.0/8", "n2001:db8::/32", "n::ffff:192.0.2.0/120", "aexport=backup-*,from=10.0.0.0/8+::1+unix,may=read+contexts",
+    "auid=0+1,gid=5,pid=7,tls=off,may=all", "atls=on,tls-dn=CN=a,,O=*,may=list+trim",
+]
+
+
 def write(directory, kind, data):
     directory = directory / kind
     directory.mkdir(parents=True, exist_ok=True)
@@ -162,6 +204,10 @@ def generate(directory):
     for setup, data in servers():
         for cut in (0, 1 + setup):
             write(directory, "client", bytes([setup, cut]) + data)
+    for text in CONFIGURATIONS:
+        write(directory, "config", text.encode())
+    for text in VALUES:
+        write(directory, "objects", text.encode())
 
 
 # --- capture ------------------------------------------------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ public final class NBDServer: Service, Sendable {
                 }
                 state.withLock { $0.uris += uris }
             }
+            try prepare(opened)
             try await beginAccepting(opened)
         } catch {
             state.withLock { $0.phase = .ended }
@@ -117,6 +118,18 @@ public final class NBDServer: Service, Sendable {
             return state.acceptor == nil && state.placesTaken == 0 && !configuration.listeners.isEmpty
         }
         if isOver { shutdown() }
+    }
+
+    /// Lets the embedder have its moment; closes everything when it does not go well.
+    private func prepare(_ opened: [(listener: Listener, sockets: [ListeningSocket])]) throws(ServerError) {
+        guard let willAccept = configuration.willAccept else { return }
+        do {
+            try willAccept(uris)
+        } catch {
+            for socket in opened.flatMap(\.sockets) { socket.close() }
+            for case .connected(let descriptor) in opened.map(\.listener.address) { ListeningSocket.close(descriptor) }
+            throw ServerError(.notPrepared, "\(error)")
+        }
     }
 
     /// nil: nobody can dial the address (an abstract name that was inherited, a socket pair).

@@ -4,6 +4,8 @@ public struct ServerError: Error, Equatable, Sendable, CustomStringConvertible {
         case invalidExport
         /// A name, port or path cannot be bound.
         case cannotListen
+        /// `Configuration.willAccept` has thrown.
+        case notPrepared
         /// `start()` was called twice, or after the end.
         case alreadyStarted
     }

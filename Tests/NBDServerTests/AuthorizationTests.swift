@@ -27,6 +27,25 @@ private final class Rules: Authorizer {
     func permissions(of peer: PeerIdentity, for export: String) -> Permissions { permissions[export] ?? [] }
 }
 
+/// Counts what it is asked for.
+private final class CountingDisk: BlockDevice {
+    let info = DeviceInfo(byteCount: 1 << 20)
+    let calls = Mutex(0)
+
+    private func count() { calls.withLock { $0 += 1 } }
+
+    func read(at offset: UInt64, into buffer: inout MutableRawSpan) async throws(BlockError) { count() }
+    func flush() async throws(BlockError) { count() }
+    func status(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {
+        count()
+        extents.append(range.count, .data)
+    }
+    func makeMapper() -> (any RangeMapper)? {
+        count()
+        return nil
+    }
+}
+
 private func serve(
     _ rules: Rules, _ change: (inout NBDServer.Configuration) -> Void = { _ in }, _ body: (String, NBDServer) async throws -> Void
 ) async throws {
@@ -54,6 +73,31 @@ private func connect(_ path: String, _ export: String = "disk") async throws -> 
 
 @Suite(.serialized, .timeLimit(.minutes(1))) struct `Authorisation` {
     private let rules: [String: Permissions] = ["disk": .all, "shown": .list, "secret": [], "quiet": [.read]]
+
+    // S-CVE-20: a stranger costs the disk nothing, and has it do nothing
+    @Test func `asks a device for nothing before its export is chosen by somebody who may`() async throws {
+        let disk = CountingDisk()
+        let path = "/tmp/nbd-test-\(UInt64.random(in: .min ... .max)).sock"
+        var configuration = NBDServer.Configuration(listeners: [Listener(.unix(path: path))])
+        configuration.authorizer = Rules(["shown": .list, "disk": [.list, .read]])
+        let server = try NBDServer(
+            exports: ["disk", "shown", "secret"].map { Export(name: $0, device: disk) }, configuration: configuration,
+            logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
+        try await server.start()
+        let client = try await NBDClient.open(NBDURI(.unix(path: path)), options: NBDClient.Options())
+        _ = try await client.listExports()
+        _ = try await client.info("disk")
+        _ = try await client.listMetaContexts("disk")
+        for name in ["shown", "secret", "absent"] { await #expect(throws: RefusedOption.self) { try await client.info(name) } }
+        #expect(disk.calls.withLock { $0 } == 0)
+        try await client.disconnect()
+        let reader = try await connect(path)
+        _ = try await reader.read(at: 0, count: 1)
+        #expect(disk.calls.withLock { $0 } > 0)
+        try await reader.disconnect()
+        server.shutdown()
+        try await server.run()
+    }
 
     // S-INFO-23
     @Test func `shows in LIST what may be listed, and nothing else`() async throws {

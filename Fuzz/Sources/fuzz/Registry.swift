@@ -5,8 +5,10 @@ import Glibc
 let targets: [String: @Sendable ([UInt8]) -> Void] = [
     "canary": fuzzCanary,
     "client": fuzzClient,
+    "config": fuzzConfiguration,
     "handshake": fuzzHandshake,
     "image": fuzzImage,
+    "objects": fuzzObjects,
     "tls": fuzzTLS,
     "transmission": fuzzTransmission,
     "uri": fuzzURI,

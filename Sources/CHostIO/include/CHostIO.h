@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "CConfinement.h"
 #include "CHostLoop.h"
 
 /// What `fstat` says, in types that do not differ by platform.

@@ -24,6 +24,16 @@ final class OwnedFiles: Sendable {
 
     private let items = Mutex<[Item]>([])
 
+    /// Where something will be taken away.
+    struct Place: Equatable, Sendable {
+        let parent: String
+        let isDirectory: Bool
+    }
+
+    var places: [Place] {
+        items.withLock { items in items.map { Place(parent: Sandbox.directory(of: $0.path), isDirectory: $0.kind == .directory) } }
+    }
+
     /// Removes everything, newest first. May be called more than once and from any thread.
     func removeAll() {
         let items = items.withLock { items in

@@ -30,6 +30,8 @@ struct ServiceNotifier: Equatable, Sendable {
         return notifier
     }
 
+    var isAbstract: Bool { path?.utf8.first == 0 }
+
     func ready(_ status: String) { send(["READY=1", "STATUS=\(status.sanitized())", "MAINPID=\(getpid())"]) }
     func stopping() { send(["STOPPING=1", "STATUS=Finishing what is in flight"]) }
 

@@ -125,6 +125,13 @@ struct ServePlan: Equatable, Sendable {
         connectionMemoryLimit = min(connectionMemoryLimit, memoryLimit)
     }
 
+    /// Directories of which files are read again while serving: credentials (SIGHUP), and the file of an `authz-list-file`.
+    var watchedDirectories: [String] {
+        guard let tls else { return [] }
+        guard case .file(let path, true) = tls.authorization else { return [tls.credentials.directory] }
+        return [tls.credentials.directory, Sandbox.directory(of: path)]
+    }
+
     private mutating func planLife(_ options: ServeOptions, isActivated: Bool) throws(ToolError) {
         stopsAfterLastClient = !(options.isPersistent ?? (options.style == .nbd)) || options.isSingle
         hangupStops = options.style == .qemuNBD

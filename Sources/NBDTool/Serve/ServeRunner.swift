@@ -37,6 +37,7 @@ struct ServeRunner {
         if plan.exitsWithParent { stopper.watchParent() }
 
         let encryption = try plan.tls.map { tls throws(ToolError) in try Encryption(tls, logger: logger) }
+        let privileges = try Privileges(user: plan.access.user, group: plan.access.group)
         let graph = Graph()
         for device in plan.blockDevices { try await device.open(in: graph) }
         var exports: [OpenedExport] = []
@@ -46,21 +47,20 @@ struct ServeRunner {
         let listeners = try makeListeners(files)
         let server: NBDServer
         do {
-            server = try NBDServer(exports: exports.map(\.export), configuration: try configuration(listeners, encryption), logger: logger)
+            var configuration = try configuration(listeners, encryption)
+            let paths = listeners.map(\.address).compactMap { if case .unix(let path) = $0, path.utf8.first != 0 { path } else { nil } }
+            configuration.willAccept = { uris in
+                for path in paths { files.adopt(path) }
+                try settle(uris, files, stopper, privileges)
+            }
+            server = try NBDServer(exports: exports.map(\.export), configuration: configuration, logger: logger)
             for export in exports { try export.attach(server, in: graph) }
             try await server.start()
         } catch {
+            _ = await stopper.childExitCode()
             throw (error as? ToolError) ?? .runtime("\(error)")
         }
-        for case .unix(let path) in listeners.map(\.address) where path.utf8.first != 0 { files.adopt(path) }
-        do {
-            try announce(server, files)
-            if let command = plan.runCommand { stopper.adopt(child: try start(command, server)) }
-        } catch {
-            server.shutdown()
-            try? await server.run()
-            throw error
-        }
+        announce(server)
         if let encryption { stopper.adopt(reload: { encryption.reload() }) }
         let watch = encryption?.authorization.map { gate in Task { await gate.watch() } }
         defer { watch?.cancel() }
@@ -133,9 +133,24 @@ struct ServeRunner {
         return configuration
     }
 
-    /// From here on clients may come: says so to everybody who asked. The pid file first, because it alone can fail.
-    private func announce(_ server: NBDServer, _ files: OwnedFiles) throws(ToolError) {
+    /// All images are open and all addresses bound: whoever connects now is served in a moment. Writes the pid file and starts the command of
+    /// `--run`, gives up every right that serving does not need, and then the files of this host.
+    ///
+    /// In this order: the pid file may be where only root can write; the command is run by the user that the server is, or nobody could end
+    /// it, and is not confined.
+    private func settle(_ uris: [String], _ files: OwnedFiles, _ stopper: Stopper, _ privileges: Privileges?) throws(ToolError) {
         if let path = plan.pidFile { try files.writePIDFile(path) }
+        try privileges?.take()
+        if let command = plan.runCommand { stopper.adopt(child: try start(command, uri: uris.first ?? "")) }
+        var sandbox = Sandbox()
+        sandbox.owned = files.places
+        sandbox.watched = plan.watchedDirectories
+        sandbox.keepsSignals = plan.runCommand != nil || notifier.isAbstract
+        _ = try sandbox.enter(plan.access.sandbox, logger: logger)
+    }
+
+    /// From here on clients are served: says so to everybody who asked.
+    private func announce(_ server: NBDServer) {
         let uris = server.uris
         if plan.printsURI { HostProcess.write(Array(uris.map { $0 + "\n" }.joined().utf8), to: 1) }
         if let descriptor = plan.readyDescriptor {
@@ -148,7 +163,7 @@ struct ServeRunner {
         logger.info("serving", metadata: ["exports": "\(count)", "uris": "\(uris.joined(separator: " "))"])
     }
 
-    private func start(_ command: String, _ server: NBDServer) throws(ToolError) -> pid_t {
-        try Spawn.shell(RunScript(uri: server.uris.first ?? "", exportName: plan.exports[0].name, command: command).text)
+    private func start(_ command: String, uri: String) throws(ToolError) -> pid_t {
+        try Spawn.shell(RunScript(uri: uri, exportName: plan.exports[0].name, command: command).text)
     }
 }

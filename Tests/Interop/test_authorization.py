@@ -1,0 +1,86 @@
+"""Who may do what: rules on the command line against real clients, and what strangers see of it."""
+
+import json
+import os
+import socket
+import subprocess
+
+import pytest
+
+import server as servers
+import wire
+from images import MIB
+from peers import need, out, run
+from wire import Wire
+
+
+def exports(uri):
+    return [export["export-name"] for export in json.loads(out("nbdinfo", "--json", "--list", uri))["exports"]]
+
+
+@pytest.fixture
+def disks(directory):
+    words = []
+    for name in ("disk", "backup-1", "backup-2"):
+        path = directory / name
+        with open(path, "wb") as file:
+            file.truncate(MIB)
+        words += ["--export", f"name={name},file={path}"]
+    return words
+
+
+def with_export(server, name):
+    return servers.unix_uri(server.sockets[0], name)
+
+
+class TestRules:
+    def test_by_unix_user(self, serve, disks):
+        need("nbdinfo")
+        server = serve(extra=[*disks, "--allow", f"from=unix,uid={os.getuid()},export=backup-*,may=list+read"], stderr="refused by the server's rules")
+        assert exports(server.uri) == ["backup-1", "backup-2"]
+        info = json.loads(out("nbdinfo", "--json", with_export(server, "backup-1")))["exports"][0]
+        assert info["is_read_only"] and not info["can_trim"] and not info["can_zero"]
+        assert info["contexts"] == []
+        # It does not exist, in the same words as one that does not.
+        refused = [run("nbdinfo", with_export(server, name), status=1).stderr.replace(name, "X") for name in ("disk", "dusk")]
+        assert refused[0] == refused[1]
+
+    def test_of_another_user_let_nobody_in(self, serve, disks):
+        server = serve(extra=[*disks, "--allow", f"uid={os.getuid() + 1},may=all"], stderr="not let in by the server's rules")
+        link, _ = wire.dial(server.uri)
+        with link:
+            assert link.recv(1) == b""
+
+    def test_by_a_user_that_is_another(self, serve, disks, directory):
+        if os.getuid() != 0:
+            pytest.skip("needs root to become another user")
+        directory.chmod(0o755)
+        server = serve(extra=[*disks, "--allow", "uid=65534,may=list+read"], stderr="not let in by the server's rules")
+        os.chmod(server.sockets[0], 0o777)
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "nbdinfo", "--list", "--json", server.uri]
+        assert len(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["exports"]) == 3
+        assert subprocess.run(command[4:], capture_output=True).returncode != 0
+
+    # S-CVE-12: a prefix of the text is not a prefix of the address
+    @pytest.mark.parametrize("network,is_in", [("127.0.0.0/8", True), ("127.0.0.1", True), ("127.0.0.10", False), ("10.0.0.0/8", False),
+                                               ("::/0", False), ("0.0.0.0/0", True)])
+    def test_by_address(self, serve, disks, network, is_in):
+        server = serve(tcp=["127.0.0.1"], extra=[*disks, "--allow", f"from={network},may=all"], stderr=None)
+        link, _ = wire.dial(server.uri)
+        with link:
+            assert (link.recv(18) != b"") == is_in
+
+    def test_by_an_ipv4_address_in_the_clothes_of_ipv6(self, serve, disks):
+        server = serve(tcp=["::"], extra=[*disks, "--allow", "may=all", "--deny", "from=127.0.0.0/8"], stderr=None)
+        for host, is_in in (("127.0.0.1", False), ("::1", True)):
+            with socket.create_connection((host, server.port), timeout=10) as link:
+                assert (link.recv(18) != b"") == is_in
+
+    def test_of_writing_and_trimming(self, serve, disks):
+        server = serve(extra=[*disks, "--allow", "export=disk,may=write"], stderr=None)
+        with Wire(with_export(server, "disk")) as link:
+            link.go()
+            assert link.call(wire.WRITE, 0, 512, data=bytes(512)) == 0
+            assert link.call(wire.TRIM, 0, 512) == wire.EPERM
+            assert link.call(wire.ZEROES, 0, 512) == wire.EPERM
+            assert link.call(wire.FLUSH) == 0

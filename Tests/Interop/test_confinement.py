@@ -1,0 +1,147 @@
+"""What the process may still do once it serves: another user, no files but its own."""
+
+import contextlib
+import ctypes
+import os
+import pathlib
+import pwd
+import signal
+import subprocess
+
+import pytest
+
+import server as servers
+import wire
+from peers import run
+from wire import Wire
+
+root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+
+
+def has_landlock():
+    return ctypes.CDLL(None, use_errno=True).syscall(444, None, 0, 1) > 0
+
+
+landlock = pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock")
+
+
+def threads(server):
+    """What the kernel says of each thread."""
+    for task in pathlib.Path(f"/proc/{server.process.pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
+
+
+@pytest.fixture
+def open_directory(directory):
+    """One that another user may come to."""
+    directory.chmod(0o777)
+    return directory
+
+
+@root
+class TestUser:
+    def test_all_threads_are_somebody_else_with_nothing_left(self, serve, disk, open_directory):
+        server = serve(disk, extra=["--user", "65534", "--group", "65533"])
+        with Wire(server.uri) as link:
+            assert link.go().call(wire.WRITE, 0, 512, data=bytes(512)) == 0
+            for thread in threads(server):
+                assert thread["Uid"].split() == ["65534"] * 4
+                assert thread["Gid"].split() == ["65533"] * 4
+                assert thread["Groups"].split() in ([], ["65533"])
+                assert int(thread["CapEff"], 16) == int(thread["CapPrm"], 16) == 0
+
+    def test_by_name(self, serve, disk, open_directory):
+        nobody = pwd.getpwnam("nobody")
+        server = serve(disk, extra=["--user", "nobody"])
+        assert {t["Uid"].split()[0] for t in threads(server)} == {str(nobody.pw_uid)}
+        assert {t["Gid"].split()[0] for t in threads(server)} == {str(nobody.pw_gid)}
+
+    def test_happens_after_binding_and_opening(self, start, disk, directory):
+        # The image, the pid file and the port are root's alone.
+        disk.chmod(0o600)
+        directory.chmod(0o755)
+        os.chown(disk, 0, 0)
+        server = start(servers.NBD, "serve", "-b", "127.0.0.1", "-p", "809", "--user", "nobody", "--pid-file", directory / "pid", disk)
+        with Wire(server.uri) as link:
+            assert link.go().read(0, 4) == (0, bytes(4))
+        server.stop(stderr=None)
+
+    @pytest.mark.parametrize("words,text", [(["--user", "no-such-user"], "no user"), (["--group", "no-such-group"], "no group"),
+                                            (["--user", "4000000000"], "--group")])
+    def test_that_is_unknown_is_an_error(self, disk, directory, words, text):
+        done = run(servers.NBD, "serve", "--socket", directory / "s", *words, disk, status=64)
+        assert text in done.stderr
+        assert not os.path.exists(directory / "s")
+
+    def test_runs_the_command_as_that_user(self, disk, open_directory):
+        done = run(servers.NBD, "serve", "--user", "nobody", "--run", "id -u", disk)
+        assert int(done.stdout) == pwd.getpwnam("nobody").pw_uid
+
+
+def test_another_user_needs_root(disk, directory):
+    words = [servers.NBD, "serve", "--socket", directory / "s", "--user", "nobody", disk]
+    if os.getuid() == 0:
+        directory.chmod(0o777)
+        words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *words]
+    assert "need root" in run(*words, status=1).stderr
+
+
+@landlock
+class TestSandbox:
+    def test_is_on_for_all_threads(self, serve, disk):
+        server = serve(disk)
+        with Wire(server.uri) as link:
+            assert link.go().call(wire.WRITE, 0, 512, data=bytes(512)) == 0
+            found = [thread["NoNewPrivs"] for thread in threads(server)]
+            assert len(found) > 1 and set(found) == {"1"}
+
+    def test_can_be_off(self, serve, disk):
+        server = serve(disk, extra=["--sandbox", "off"])
+        assert {thread["NoNewPrivs"] for thread in threads(server)} == {"0"}
+
+    def test_can_be_required(self, serve, disk):
+        server = serve(disk, extra=["--sandbox", "require"])
+        assert {thread["NoNewPrivs"] for thread in threads(server)} == {"1"}
+
+    def test_leaves_the_command_alone(self, disk):
+        done = run(servers.NBD, "serve", "--sandbox", "require", "--run",
+                   'grep NoNewPrivs /proc/self/status; nbdinfo --size "$uri"', disk)
+        assert done.stdout.split() == ["NoNewPrivs:", "0", str(64 << 20)]
+
+    def test_works_in_the_background(self, disk, directory):
+        path, pid_file = directory / "s", directory / "pid"
+        run(servers.NBD, "serve", "--fork", "--sandbox", "require", "--socket", path, "--pid-file", pid_file, disk)
+        pid = int(pid_file.read_text())
+        try:
+            with Wire(servers.unix_uri(path)) as link:
+                assert link.go().read(0, 4) == (0, bytes(4))
+        finally:
+            os.kill(pid, signal.SIGTERM)
+        deadline = 200
+        while (os.path.exists(path) or os.path.exists(pid_file)) and deadline:
+            deadline -= 1
+            subprocess.run(["sleep", "0.05"])
+        assert not os.path.exists(path) and not os.path.exists(pid_file), "its own files can be taken away"
+
+    @root
+    def test_goes_with_another_user(self, serve, disk, open_directory):
+        server = serve(disk, extra=["--user", "nobody", "--sandbox", "require"])
+        with Wire(server.uri) as link:
+            assert link.go().call(wire.WRITE, 0, 512, data=bytes(512)) == 0
+        assert {thread["NoNewPrivs"] for thread in threads(server)} == {"1"}
+
+    @pytest.mark.parametrize("aio", ["threads", "io_uring"])
+    @pytest.mark.parametrize("cache", ["writeback", "none"])
+    def test_is_no_hindrance_to_work(self, serve, disk, aio, cache):
+        server = serve(disk, extra=["--aio", aio, "--cache", cache, "--sandbox", "require"], stderr="served by threads")
+        with Wire(server.uri) as link:
+            link.go(structured=True, contexts=["base:allocation"])
+            for command in (wire.WRITE, wire.ZEROES, wire.TRIM, wire.FLUSH, wire.CACHE, wire.STATUS):
+                data = b"x" * 65536 if command == wire.WRITE else b""
+                assert link.call(command, 0, 0 if command == wire.FLUSH else 65536, data=data) == 0, command
+
+
+@pytest.mark.skipif(has_landlock(), reason="this kernel has Landlock")
+def test_a_sandbox_that_is_required_must_be_there(disk, directory):
+    assert "no Landlock" in run(servers.NBD, "serve", "--socket", directory / "s", "--sandbox", "require", disk, status=1).stderr

@@ -1,0 +1,204 @@
+"""Limits at work, and the end of a server whose clients are in every state."""
+
+import contextlib
+import signal
+import struct
+import time
+
+import pytest
+
+import wire
+from images import MIB
+from wire import Wire
+
+
+def is_open(link, limit=10):
+    """Whether the server keeps the connection; reads what it sends."""
+    link.settimeout(limit)
+    try:
+        while link.recv(65536):
+            pass
+        return False
+    except TimeoutError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
+class TestOnePeer:
+    def test_has_so_many_connections_and_no_more(self, serve, disk):
+        # S-CVE-07
+        server = serve(disk, extra=["--max-connections-per-peer", "2"], stderr="its peer has too many connections")
+        with Wire(server.uri) as first, Wire(server.uri) as second:
+            first.go()
+            second.go()
+            third, _ = wire.dial(server.uri)
+            with third:
+                assert third.recv(18) == b""
+            assert first.read(0, 4) == (0, bytes(4))
+        server.wait_for(lambda: can_connect(server), "a place that is free again")
+
+    def test_cuts_its_own_oldest_handshake(self, serve, disk):
+        # S-CVE-07, S-HS-11
+        server = serve(disk, extra=["--max-handshakes-per-peer", "3"], stderr="handshake not finished when others wanted to begin")
+        links = [wire.dial(server.uri)[0] for _ in range(3)]
+        for link in links:
+            assert len(link.recv(18)) == 18
+        with Wire(server.uri) as late:
+            late.go()
+            assert not is_open(links[0])
+            assert is_open(links[1], limit=0.2) and is_open(links[2], limit=0.2)
+            assert late.read(0, 4) == (0, bytes(4))
+        for link in links:
+            link.close()
+
+
+def can_connect(server):
+    link, _ = wire.dial(server.uri)
+    with link:
+        return len(link.recv(18)) == 18
+
+
+class TestHalfHandshakes:
+    def test_never_keep_others_out(self, serve, disk):
+        # S-CVE-07: more of them than there are places, from the first byte on
+        server = serve(disk, connections=40, extra=["--max-handshakes", "20", "--max-connections-per-peer", "0"], stderr=None)
+        with contextlib.ExitStack() as stack:
+            for _ in range(100):
+                link, _ = wire.dial(server.uri)
+                stack.callback(link.close)
+                link.sendall(b"\0\0")
+            begun = time.monotonic()
+            with Wire(server.uri) as link:
+                assert link.go().read(0, 4) == (0, bytes(4))
+            assert time.monotonic() - begun < 5, "it waited for handshakes to time out"
+
+
+class TestSlowLoris:
+    def test_of_a_payload_is_given_up(self, serve, disk):
+        # one byte now and then buys no time
+        server = serve(disk, extra=["--progress-limit", "2", "--stall-limit", "1"], stderr="hardly moved for too long")
+        with Wire(server.uri) as link, Wire(server.uri) as idle:
+            idle.go()
+            link.go()
+            link.send(Wire.header(wire.WRITE, 0, MIB))
+            begun = time.monotonic()
+            with pytest.raises((wire.Closed, BrokenPipeError, ConnectionResetError)):
+                while time.monotonic() - begun < 15:
+                    link.send(b"x")
+                    time.sleep(0.1)
+            assert 1.5 < time.monotonic() - begun < 10
+            # An idle client between requests stays.
+            assert idle.read(0, 4) == (0, bytes(4))
+
+    def test_of_reading_is_given_up(self, serve, disk):
+        server = serve(disk, extra=["--progress-limit", "2", "--stall-limit", "1"], stderr="hardly moved for too long")
+        before = server.descriptors()
+        with Wire(server.uri) as link:
+            link.go()
+            for cookie in range(16):
+                link.request(wire.READ, 0, 4 * MIB, cookie=cookie)
+            begun = time.monotonic()
+            server.wait_for(lambda: server.descriptors() <= before, "a closed connection", limit=15)
+            assert time.monotonic() - begun > 1
+
+    def test_that_drips_while_others_wait_for_memory_is_given_up(self, serve, disk):
+        # S-CO-06, S-CO-07
+        server = serve(disk, extra=["--memory-limit", "80M", "--stall-limit", "1"], stderr="made no progress|in use")
+        with contextlib.ExitStack() as stack:
+            hoarders = [stack.enter_context(Wire(server.uri, timeout=1)) for _ in range(6)]
+            for link in hoarders:
+                link.go()
+                link.send(Wire.header(wire.WRITE, 0, 32 * MIB))
+                link.send(b"x")
+            with Wire(server.uri) as link:
+                link.go()
+                done = False
+                link.send(Wire.header(wire.WRITE, 0, 4 * MIB))
+                link.link.setblocking(False)
+                payload, begun = memoryview(bytes(4 * MIB)), time.monotonic()
+                while payload and time.monotonic() - begun < 20:
+                    with contextlib.suppress(BlockingIOError):
+                        payload = payload[link.link.send(payload[:65536]):]
+                    for hoarder in hoarders:
+                        with contextlib.suppress(wire.Closed, OSError):
+                            hoarder.send(b"x")
+                    time.sleep(0.002)
+                link.link.setblocking(True)
+                link.link.settimeout(20)
+                assert link.answer()[0] == 0
+
+
+class TestStopping:
+    """However many clients, in whatever state: over by the deadline, and nothing is left."""
+
+    @staticmethod
+    def silent(link):
+        pass
+
+    @staticmethod
+    def half_its_flags(link):
+        link.receive(18)
+        link.send(b"\0\0")
+
+    @staticmethod
+    def half_an_option(link):
+        link.greet()
+        link.option(wire.GO, b"half", length=100)
+
+    @staticmethod
+    def idle(link):
+        link.go()
+
+    @staticmethod
+    def half_a_header(link):
+        link.go()
+        link.send(Wire.header(wire.WRITE, 0, 4096)[:13])
+
+    @staticmethod
+    def half_a_payload(link):
+        link.go()
+        link.send(Wire.header(wire.WRITE, 0, MIB) + bytes(1000))
+
+    @staticmethod
+    def not_reading(link):
+        link.go()
+        for cookie in range(16):
+            link.request(wire.READ, 0, 8 * MIB, cookie=cookie)
+
+    @staticmethod
+    def not_reading_a_listing(link):
+        link.greet()
+        link.send(struct.pack(">QII", wire.IHAVEOPT, wire.LIST, 0) * 60)
+
+    STATES = ["silent", "half_its_flags", "half_an_option", "idle", "half_a_header", "half_a_payload", "not_reading", "not_reading_a_listing"]
+
+    # S-CVE-07, S-SRV-05, S-CLI-09; S-CVE-03: stalled anywhere in the negotiation
+    @pytest.mark.parametrize("transport", ["unix", "tcp"])
+    def test_with_clients_in_every_state(self, serve, disk, transport):
+        options = {"tcp": ["127.0.0.1"]} if transport == "tcp" else {}
+        server = serve(disk, extra=["--drain-limit", "2", "--max-handshakes", "0", "--max-handshakes-per-peer", "0"], stderr=None, **options)
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                for state in self.STATES:
+                    getattr(self, state)(stack.enter_context(Wire(server.uri, timeout=10)))
+            time.sleep(0.5)
+            begun = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.wait(limit=15) == 0
+            assert time.monotonic() - begun < 6
+
+    @pytest.mark.parametrize("state", STATES)
+    def test_leaves_no_descriptor_and_no_memory_of(self, serve, disk, state):
+        # S-CVE-01
+        server = serve(disk, extra=["--max-handshakes", "0", "--max-handshakes-per-peer", "0"], stderr=None)
+        for _ in range(5):
+            Wire(server.uri).go().link.close()
+        before = server.descriptors()
+        with contextlib.ExitStack() as stack:
+            for _ in range(10):
+                getattr(self, state)(stack.enter_context(Wire(server.uri, timeout=10)))
+            time.sleep(0.2)
+        server.wait_for(lambda: server.descriptors() <= before, "closed descriptors", limit=15)
+        resident, _ = server.memory()
+        assert resident < 400 * MIB
