@@ -2,7 +2,7 @@ import NBDProtocol
 
 /// An option of qemu-nbd that this server knows and cannot do: never ignored, always refused with the reason.
 enum UnsupportedOption: Equatable, Sendable {
-    case object, tlsCreds, tlsAuthz, tlsHostname, snapshot, loadSnapshot, connect, disconnect, selinuxLabel
+    case object, tlsCreds, tlsAuthz, tlsHostname, connect, disconnect, selinuxLabel
 
     /// One line that names the option and says why.
     var message: String {
@@ -11,8 +11,6 @@ enum UnsupportedOption: Equatable, Sendable {
         case .tlsCreds: "--tls-creds is not supported: connections cannot be encrypted yet"
         case .tlsAuthz: "--tls-authz is not supported: connections cannot be encrypted yet"
         case .tlsHostname: "--tls-hostname is not supported: connections cannot be encrypted yet"
-        case .snapshot: "--snapshot is not supported: there are no temporary overlays yet"
-        case .loadSnapshot: "--load-snapshot is not supported: a raw image has no internal snapshots"
         case .connect: "--connect is not supported: this server does not attach kernel devices (nbd-client does)"
         case .disconnect: "--disconnect is not supported: this server does not attach kernel devices (nbd-client does)"
         case .selinuxLabel: "--selinux-label is not supported"
