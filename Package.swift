@@ -92,7 +92,7 @@ let package = Package(
         // Tests
         .target(name: "TestPeers", dependencies: ["NBDProtocol"], path: "Tests/TestPeers", swiftSettings: settings),
         tests("BlockTests", ["Block", "BlockDeviceConformance"]),
-        tests("QCOW2Tests", ["QCOW2", "Block", "BlockDeviceConformance"]),
+        tests("QCOW2Tests", ["QCOW2", "Block", "BlockDrivers", "BlockDeviceConformance"]),
         tests("HostIOTests", ["HostIO", systemPackage]),
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
         tests("BlockGraphTests", ["BlockGraph", "BlockDrivers", "Block", "BlockDeviceConformance"]),

@@ -119,7 +119,7 @@ import Testing
         ("[[exports]]\nname = \"a\"", "exports[0]: exactly one of file"),
         ("[[exports]]\nname = \"a\"\nfile = \"a\"\nmemory = 1", "exports[0]: exactly one of file"),
         ("[[exports]]\nname = \"a\"\nfile = \"a\"\ncache = \"x\"", "Invalid exports[0].cache mode 'x'"),
-        ("[[exports]]\nname = \"a\"\nfile = \"a\"\nformat = \"qcow2\"", "format 'qcow2'"), ("default-export = \"z\"", "nothing to serve"),
+        ("[[exports]]\nname = \"a\"\nfile = \"a\"\nformat = \"vmdk\"", "format 'vmdk'"), ("default-export = \"z\"", "nothing to serve"),
         ("default-export = \"z\"\n[[exports]]\nname = \"a\"\nfile = \"a\"", "there is no export 'z'"),
         ("[[exports]]\nname = \"a\"\nfile = \"a\"\n[[listeners]]\nunix = \"s\"\noldstyle = \"z\"", "there is no export 'z'"),
         ("exports = 3", "exports"), ("exports = [3]", "exports[0]"),

@@ -151,7 +151,7 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         (["--connection-memory-limit", "x", "a"], "--connection-memory-limit 'x'"), (["--memory-limit", "x", "a"], "--memory-limit 'x'"),
         (["-o", "1Z", "a"], "Invalid offset '1Z'"),
         (["--size", "x", "a"], "--size 'x'"), (["-o", "7E", "--size", "7E", "a"], "beyond 2^63"),
-        (["-f", "qcow2", "a"], "format 'qcow2' is not supported"), (["--cache", "fast", "a"], "Invalid --cache mode 'fast'"),
+        (["-f", "vmdk", "a"], "format 'vmdk' is not supported"), (["--cache", "fast", "a"], "Invalid --cache mode 'fast'"),
         (["--discard", "x", "a"], "Invalid --discard mode 'x'"), (["--detect-zeroes", "x", "a"], "Invalid --detect-zeroes mode 'x'"),
         (["--aio", "x", "a"], "Invalid --aio mode 'x'"), (["--aio", "native", "a"], "aio=native"),
         (["--detect-zeroes", "unmap", "--discard", "ignore", "a"], "detect-zeroes=unmap needs discard=unmap"),
@@ -163,7 +163,7 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         (["--export", "name=b,file=b,format=vdi"], "format 'vdi'"), (["--default-export", "z", "a"], "there is no export 'z'"),
         (["--oldstyle", "z", "a"], "there is no export 'z'"),
         (["--image-opts", "-f", "raw", "driver=file,filename=a"], "mutually exclusive"),
-        (["--image-opts", "driver=qcow2,file.filename=a"], "driver 'qcow2' is not supported"),
+        (["--image-opts", "driver=vmdk,file.filename=a"], "driver 'vmdk' is not supported"),
         (["--image-opts", "driver=raw,file.driver=nbd,file.filename=a"], "file.driver 'nbd'"),
         (["--image-opts", "driver=raw,filename=a"], "'file.filename' is missing"),
         (["--image-opts", "driver=file,filename=a,offset=1"], "unknown key 'offset'"),
@@ -221,7 +221,7 @@ func refusal(_ body: () throws -> ServePlan) -> String {
 
     @Test(arguments: [
         (["--object", "secret,id=a"], "--object"),
-        (["-s"], "--snapshot"), (["-l", "s"], "--load-snapshot"), (["-c", "/dev/nbd0"], "--connect"), (["-d"], "--disconnect"),
+        (["-c", "/dev/nbd0"], "--connect"), (["-d"], "--disconnect"),
         (["--selinux-label", "l"], "--selinux-label"),
     ])
     func `never ignores an option that it cannot follow`(arguments: [String], reason: String) {

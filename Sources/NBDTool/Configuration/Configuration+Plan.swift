@@ -95,10 +95,7 @@ extension Configuration {
         plan.byteCount = export.size?.byteCount
         plan.isReadOnly = export.readOnly ?? false
         if let text = export.tls { plan.requiresTLS = try ExportPlan.requiresTLS(text, place) }
-        if let format = export.format {
-            try ExportPlan.check(format: format)
-            plan.isFormatGiven = true
-        }
+        if let format = export.format { try plan.set(format: format) }
         try plan.storage.apply(
             cache: export.cache, discard: export.discard, detectZeroes: export.detectZeroes, aio: export.aio, spell: { "\(place).\($0)" })
         plan.storage.isLocked = export.locking ?? true

@@ -6,6 +6,12 @@ import Musl
 import Glibc
 #endif
 
+/// Which file it is, whatever it is called.
+struct FileIdentity: Hashable, Sendable {
+    var device: UInt64
+    var number: UInt64
+}
+
 /// The system calls of the tool itself, with Swift's types: descriptors, small files, the environment. Images are `HostIO`'s matter.
 enum HostProcess {
     /// Longest name of a Unix socket in bytes, its terminating NUL left out.
@@ -102,6 +108,13 @@ enum HostProcess {
         unsafe systemOpen(path, flags | O_CLOEXEC, mode)
     }
 
+    /// An empty file that was not there before.
+    static func create(_ path: String, mode: mode_t) throws(ToolError) {
+        let descriptor = open(path, O_CREAT | O_EXCL | O_RDWR, mode: mode)
+        guard descriptor >= 0 else { throw .runtime("cannot make '\(path)': \(text(of: errno))") }
+        close(descriptor)
+    }
+
     static func remove(_ path: String) -> Int32 {
         // SAFETY: see above.
         unsafe unlink(path)
@@ -134,6 +147,20 @@ enum HostProcess {
         var status = stat()
         // SAFETY: see above; `status` is valid during the call.
         return unsafe stat(path, &status) == 0 ? status : nil
+    }
+
+    /// Of what a path leads to, symbolic links followed; nil when it leads nowhere.
+    static func identity(of path: String) -> FileIdentity? {
+        guard let status = status(behind: path) else { return nil }
+        return FileIdentity(device: UInt64(status.st_dev), number: UInt64(status.st_ino))
+    }
+
+    /// The path without symbolic links and dots; nil, and `errno`, when there is nothing.
+    static func resolved(_ path: String) -> String? {
+        // SAFETY: see above; the call allocates what it returns, and it is freed once it was copied.
+        guard let resolved = unsafe realpath(path, nil) else { return nil }
+        defer { unsafe free(resolved) }
+        return unsafe String(cString: resolved)
     }
 
     // MARK: Descriptors, continued

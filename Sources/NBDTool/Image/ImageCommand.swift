@@ -27,7 +27,8 @@ struct ImageOutput: ParsableArguments {
     var isJSON: Bool { json || output == .json }
 }
 
-/// The format of an image: given, or found by its first bytes.
+/// The format of an image: given, or, by the tools that look at images, found by its first bytes. Never found by a server: a guest can
+/// write what a probe would find.
 enum ImageFormat: String, ExpressibleByArgument, CaseIterable, Sendable {
     case raw, qcow2
 }

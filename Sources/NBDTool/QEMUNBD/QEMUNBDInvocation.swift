@@ -22,6 +22,7 @@ enum QEMUNBDInvocation: Equatable, Sendable {
         .init("tls-hostname", takesValue: true), .init("tls-authz", takesValue: true), .init("image-opts"),
         .init("trace", "T", takesValue: true), .init("fork"), .init("pid-file", takesValue: true),
         .init("selinux-label", takesValue: true), .init("handshake-limit", takesValue: true),
+        .init("allow-path", takesValue: true), .init("probe-backing"),
     ]
 
     /// - Parameter arguments: Without the name of the program.
@@ -66,6 +67,7 @@ enum QEMUNBDInvocation: Equatable, Sendable {
     private static let perExport: Set<String> = [
         "export-name", "description", "offset", "format", "aio", "discard", "cache", "nocache", "detect-zeroes", "image-opts",
         "allocation-depth", "bitmap",
+        "snapshot", "load-snapshot", "allow-path", "probe-backing",
     ]
 
     private static func apply(_ name: String, _ value: String, to options: inout ServeOptions) throws(ToolError) {
@@ -89,6 +91,10 @@ enum QEMUNBDInvocation: Equatable, Sendable {
         case "bitmap": options.bitmaps.append(value)
         case "shared": options.connectionLimit = value
         case "format": options.format = value
+        case "snapshot": options.usesTemporaryOverlay = true
+        case "load-snapshot": options.loadSnapshot = value
+        case "allow-path": options.allowedPaths.append(value)
+        case "probe-backing": options.probesBackingFormat = true
         case "persistent": options.isPersistent = true
         case "verbose": options.isVerbose = true
         case "export-name": options.exportName = value
@@ -108,8 +114,6 @@ enum QEMUNBDInvocation: Equatable, Sendable {
 
     private static func refused(_ name: String) -> UnsupportedOption {
         switch name {
-        case "snapshot": .snapshot
-        case "load-snapshot": .loadSnapshot
         case "connect": .connect
         case "disconnect": .disconnect
         default: .selinuxLabel

@@ -46,8 +46,17 @@ enum QEMUNBDPersonality {
               --tls-hostname=NAME    with --list: the name that the server's certificate must bear
 
         Image
-          -f, --format=raw           the format; nothing is probed
+          -f, --format=FORMAT        raw (default) or qcow2; nothing is probed
+          -l, --load-snapshot=NAME   serve an internal snapshot, read-only: an id or a name, or
+                                     snapshot.id=ID,snapshot.name=NAME
+          -s, --snapshot             writes go to a temporary overlay and are gone at exit
+              --allow-path=DIRECTORY backing and data files may also lie here, not only beside
+                                     the image that names them; repeatable
+              --probe-backing        find out the format of a backing file that the image does
+                                     not tell
           -r, --read-only            clients may not write
+          -A, --allocation-depth     tell clients which image of the chain holds what
+          -B, --bitmap=NAME          tell clients of a dirty bitmap; repeatable
           -o, --offset=OFFSET        the export begins at this byte
           -n, --nocache              same as --cache=none
               --cache=MODE           none, writeback (default), writethrough, directsync, unsafe

@@ -31,6 +31,10 @@ extension ExportPlan {
         contexts = try ContextPlan(
             showsAllocationDepth: list.takeSwitch("allocation-depth") ?? false, bitmaps: list.takeAll("bitmap"),
             tracks: list.takeAll("track"))
+        if let text = list.take("load-snapshot") {
+            chain.snapshot = try ChainPlan.snapshot(text)
+            isReadOnly = true
+        }
         try list.finish()
         try check()
     }
@@ -42,9 +46,13 @@ extension ExportPlan {
     init(imageOptions text: String, defaults: RawOptions, readOnly: Bool) throws(ToolError) {
         var list = try KeyValueList(text, context: "--image-opts")
         let driver = list.take("driver")
+        if driver == "qcow2" {
+            try self.init(qcow2: &list, defaults: defaults, readOnly: readOnly)
+            return
+        }
         let isBare = driver == "file" || driver == "host_device"
         if let driver, !isBare, driver != "raw" {
-            throw .usage("--image-opts: driver '\(driver.sanitized())' is not supported: only raw, file and host_device are")
+            throw .usage("--image-opts: driver '\(driver.sanitized())' is not supported: only raw, qcow2, file and host_device are")
         }
         let file = isBare ? "" : "file."
         if let protocolDriver = list.take("file.driver"), protocolDriver != "file" && protocolDriver != "host_device" {
@@ -93,9 +101,7 @@ extension ExportPlan {
     }
 
     private mutating func takeFormat(from list: inout KeyValueList, key: String) throws(ToolError) {
-        guard let format = list.take(key) else { return }
-        try Self.check(format: format)
-        isFormatGiven = true
+        if let format = list.take(key) { try set(format: format) }
     }
 
     /// Reads the value of `tls`: required, or optional.
@@ -107,8 +113,13 @@ extension ExportPlan {
         }
     }
 
-    /// - Throws: `.usage` for every format but raw.
-    static func check(format: String) throws(ToolError) {
-        guard format == "raw" else { throw .usage("format '\(format.sanitized())' is not supported: only raw is") }
+    /// - Throws: `.usage` for a format that is not here.
+    mutating func set(format text: String) throws(ToolError) {
+        guard let format = ImageFormat(rawValue: text) else {
+            let known = ImageFormat.allCases.map(\.rawValue).joined(separator: ", ")
+            throw .usage("format '\(text.sanitized())' is not supported: only \(known) are")
+        }
+        self.format = format
+        isFormatGiven = true
     }
 }

@@ -28,9 +28,11 @@ struct ExportPlan: Equatable, Sendable {
     var storage = RawOptions()
     /// What clients may ask for besides `base:allocation`.
     var contexts = ContextPlan()
-    /// Somebody said that the bytes of the file are the disk. Otherwise a file that looks like an image format is refused
+    /// Somebody said what the bytes of the file are. Otherwise they are the disk, and a file that looks like an image format is refused
     /// (`FormatGuard`).
     var isFormatGiven = false
+    var format = ImageFormat.raw
+    var chain = ChainPlan()
 
     /// For messages.
     var sourceName: String {
@@ -46,7 +48,7 @@ struct ExportPlan: Equatable, Sendable {
     /// What the node of the source is called in the graph.
     var driver: String {
         switch source {
-        case .file: "file"
+        case .file: format == .qcow2 ? "qcow2" : "file"
         case .memory: "memory"
         case .null: "null"
         case .pattern: "pattern"
@@ -67,6 +69,7 @@ struct ExportPlan: Equatable, Sendable {
         }
         try storage.check()
         try contexts.check(isReadOnly: isReadOnly, export: name)
+        try chain.check(format, source)
     }
 }
 

@@ -61,8 +61,8 @@ enum ImageOpener {
             return
         }
         guard !expectsProbing else {
-            throw .runtime(
-                "'\(name)' looks like a \(format) image, which is not supported; -f raw serves the bytes of the file as they are")
+            let hint = ImageFormat(rawValue: format) == nil ? "which is not supported" : "and no format was given; -f \(format) serves the disk in it"
+            throw .runtime("'\(name)' looks like a \(format) image, \(hint); -f raw serves the bytes of the file as they are")
         }
         logger.warning("'\(name)' looks like a \(format) image; the bytes of the file are served as they are")
     }
@@ -70,13 +70,22 @@ enum ImageOpener {
     private static func device(_ plan: ExportPlan) async throws(ToolError) -> any BlockDevice {
         switch plan.source {
         case .file(let path):
-            var options = plan.storage
-            options.isReadOnly = plan.isReadOnly
-            do {
-                return try await openRaw(path, options)
-            } catch {
-                throw .runtime(error.description)
+            let isReadOnly = plan.isReadOnly || plan.chain.isTemporary
+            let device: any BlockDevice
+            switch plan.format {
+            case .raw:
+                var options = plan.storage
+                options.isReadOnly = isReadOnly
+                do {
+                    device = try await openRaw(path, options)
+                } catch {
+                    throw .runtime(error.description)
+                }
+            case .qcow2:
+                var chain = ImageChain(plan)
+                device = try await chain.open(path, isReadOnly: isReadOnly)
             }
+            return plan.chain.isTemporary ? try await TemporaryOverlay.open(over: device) : device
         case .memory(let byteCount): return MemoryDevice(byteCount: byteCount)
         case .null(let byteCount): return NullDevice(byteCount: byteCount)
         case .pattern(let byteCount): return PatternDevice(byteCount: byteCount)

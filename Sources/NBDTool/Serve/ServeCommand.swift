@@ -55,11 +55,27 @@ struct ServeCommand: AsyncParsableCommand {
         @Option(name: .long, help: ArgumentHelp("The export ends after so many bytes.", valueName: "size"))
         var size: String?
 
-        @Option(name: [.customShort("f", allowingJoined: true), .long], help: ArgumentHelp("Format: raw.", valueName: "format"))
+        @Option(name: [.customShort("f", allowingJoined: true), .long], help: ArgumentHelp("raw or qcow2.", valueName: "format"))
         var format: String?
 
         @Flag(name: .long, help: "The image is a set of QEMU's options: driver=raw,file.driver=file,file.filename=PATH,….")
         var imageOpts = false
+
+        @Option(
+            name: [.customShort("l", allowingJoined: true), .long],
+            help: ArgumentHelp("Serve an internal snapshot, read-only: its id or name, or snapshot.id=ID,snapshot.name=NAME.", valueName: "snapshot"))
+        var loadSnapshot: String?
+
+        @Flag(name: .shortAndLong, help: "Writes go to a temporary overlay and are gone at exit.")
+        var snapshot = false
+
+        @Option(
+            name: .long,
+            help: ArgumentHelp("Backing and data files may also lie here. Repeatable. Default: only beside the image.", valueName: "directory"))
+        var allowPath: [String] = []
+
+        @Flag(name: .long, help: "Find out the format of a backing file when the image does not say it.")
+        var probeBacking = false
 
         @Flag(name: [.customShort("n"), .long], help: "Same as --cache none.")
         var nocache = false
@@ -248,6 +264,10 @@ struct ServeCommand: AsyncParsableCommand {
         options.size = image.size
         options.format = image.format
         options.takesImageOptions = image.imageOpts
+        options.loadSnapshot = image.loadSnapshot
+        options.usesTemporaryOverlay = image.snapshot
+        options.allowedPaths = image.allowPath
+        options.probesBackingFormat = image.probeBacking
         options.cache = image.nocache ? "none" : image.cache
         options.discard = image.discard
         options.detectZeroes = image.detectZeroes
@@ -301,8 +321,6 @@ struct ServeCommand: AsyncParsableCommand {
 /// Options that qemu-nbd has and `nbd serve` has not yet: known, so that the answer is better than "unknown option".
 struct LaterOptions: ParsableArguments {
     @Option(name: .long) var tlsHostname: String?
-    @Flag(name: .shortAndLong) var snapshot = false
-    @Option(name: [.customShort("l", allowingJoined: true), .long]) var loadSnapshot: String?
     @Option(name: [.customShort("c", allowingJoined: true), .long]) var connect: String?
     @Flag(name: .shortAndLong) var disconnect = false
     @Option(name: .long) var selinuxLabel: String?
@@ -310,7 +328,7 @@ struct LaterOptions: ParsableArguments {
     /// - Throws: `ValidationError` for the first that was given.
     func refuse() throws {
         let given: [(UnsupportedOption, Bool)] = [
-            (.snapshot, snapshot), (.loadSnapshot, loadSnapshot != nil), (.connect, connect != nil), (.disconnect, disconnect),
+            (.connect, connect != nil), (.disconnect, disconnect),
             (.selinuxLabel, selinuxLabel != nil),
         ]
         for (option, isGiven) in given where isGiven { throw ValidationError(option.message) }

@@ -32,6 +32,14 @@ struct ServeOptions: Equatable, Sendable {
     /// `NAME[:GRANULARITY]`.
     var tracks: [String] = []
     var defaultExport: String?
+    /// `-l`: an internal snapshot instead of the current state.
+    var loadSnapshot: String?
+    /// `-s`: writes go to an overlay that is gone at exit.
+    var usesTemporaryOverlay = false
+    /// Where else backing and data files may lie.
+    var allowedPaths: [String] = []
+    /// Look what a backing file is when the image does not say.
+    var probesBackingFormat = false
 
     // Where.
     var port: String?

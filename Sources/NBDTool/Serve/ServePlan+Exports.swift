@@ -16,6 +16,10 @@ extension ServePlan {
         for text in options.exports {
             exports.append(try ExportPlan(parsing: text, defaults: defaults, readOnly: options.isReadOnly))
         }
+        for index in exports.indices {
+            exports[index].chain.allowedDirectories += options.allowedPaths
+            exports[index].chain.probesBackingFormat = options.probesBackingFormat
+        }
         // A server that was asked not to write does not, whatever one export says.
         if options.isReadOnly { for index in exports.indices { exports[index].isReadOnly = true } }
         guard !exports.isEmpty else { throw .usage("nothing to serve: give an image, --export or --config") }
@@ -42,10 +46,12 @@ extension ServePlan {
             export.storage = defaults
             export.isReadOnly = options.isReadOnly
         }
-        if let format = options.format {
-            try ExportPlan.check(format: format)
-            export.isFormatGiven = true
+        if let format = options.format { try export.set(format: format) }
+        if let text = options.loadSnapshot {
+            export.chain.snapshot = try ChainPlan.snapshot(text)
+            export.isReadOnly = true
         }
+        export.chain.isTemporary = options.usesTemporaryOverlay
         if let text = options.offset {
             guard let offset = options.style == .qemuNBD ? ByteSize.parseCount(text) : ByteSize.parse(text) else {
                 throw .usage("Invalid offset '\(text.sanitized())'")
@@ -93,6 +99,7 @@ extension ServePlan {
             ("--size", options.size != nil), ("--format", options.format != nil), ("--image-opts", options.takesImageOptions),
             ("--allocation-depth", options.showsAllocationDepth), ("--bitmap", !options.bitmaps.isEmpty),
             ("--track", !options.tracks.isEmpty),
+            ("--load-snapshot", options.loadSnapshot != nil), ("--snapshot", options.usesTemporaryOverlay),
         ]
         for (option, isGiven) in given where isGiven { throw .usage("\(option) needs an image operand; use the keys of --export instead") }
         guard options.exports.isEmpty else { return }

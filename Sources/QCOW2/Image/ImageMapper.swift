@@ -26,7 +26,7 @@ final class ImageMapper: RangeMapper {
         slot = image.metadata.quarantine.makeSlot()
         let count = max(1, min(16, Self.tableByteLimit / image.geometry.clusterByteCount))
         tables = [L2Table?](repeating: nil, count: count)
-        mayWrite = !image.options.isReadOnly
+        mayWrite = !image.options.isReadOnly && !image.options.writesThrough
     }
 
     func mapRead(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
@@ -77,7 +77,7 @@ final class ImageMapper: RangeMapper {
         return data.mapWrite(place, into: &segments)
     }
 
-    func didWrite(_ range: ByteRange) {}
+    func didWrite(_ range: ByteRange) { image.record(range) }
 
     func released() {
         slot.leave()

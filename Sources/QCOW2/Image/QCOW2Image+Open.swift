@@ -82,13 +82,17 @@ extension QCOW2Image {
         _ header: ImageHeader, _ file: any ResizableDevice, _ backing: (any BlockDevice)?, _ dataFile: (any ResizableDevice)?,
         _ options: Options
     ) async throws(BlockError) -> QCOW2Image {
+        var header = header
         try check(header, file, backing, dataFile, options)
+        if !options.isReadOnly, header.incompatibleFeatures.contains(.dirty) { header = try await repaired(file) }
         var tables = try await readTables(header, file, options)
         if !options.isReadOnly { try await readForWriting(&tables, file) }
         let metadata = Metadata(
-            header: header, file: file, dataFile: dataFile, isReadOnly: options.isReadOnly, l1Words: tables.l1Words,
+            header: tables.header, file: file, dataFile: dataFile, isReadOnly: options.isReadOnly, l1Words: tables.l1Words,
             l1TableOffset: tables.l1TableOffset, refcounts: tables.refcounts, reserved: tables.reserved, limits: options.limits)
-        let bitmaps = try await BitmapStore.open(metadata, header, virtualByteCount: tables.virtualByteCount)
+        // Bitmaps tell of the current state, not of a snapshot.
+        let bitmaps =
+            options.snapshot == nil ? try await BitmapStore.open(metadata, header, virtualByteCount: tables.virtualByteCount) : nil
         if !options.isReadOnly { try await metadata.clearAutoclearFeatures(keeping: bitmaps == nil ? .rawExternalData : .known) }
         let image = QCOW2Image(
             tables, metadata: metadata, backing: backing, data: dataFile ?? file, bitmapStore: bitmaps, options: options)
@@ -120,11 +124,22 @@ extension QCOW2Image {
             throw BlockError(
                 .readOnly, "the image is marked as damaged: it can be opened read-only, or after a repair (nbd image check --repair all)")
         }
-        guard !header.incompatibleFeatures.contains(.dirty) else {
-            throw BlockError(
-                .readOnly,
-                "the image was not closed and its refcounts may be wrong: it can be opened read-only, or after a repair (nbd image check --repair all)")
+    }
+
+    /// An image with lazy refcounts that was not closed: they are counted anew, as QEMU does it at this point.
+    private static func repaired(_ file: any ResizableDevice) async throws(BlockError) -> ImageHeader {
+        let reason: String
+        do throws(ImageError) {
+            let image = try await ImageFile.open(file)
+            let report = try await image.check(repair: .all)
+            if report.errorCount == 0, report.corruptionCount == 0, !image.header.incompatibleFeatures.contains(.dirty) { return image.header }
+            reason = "\(report.corruptionCount + report.errorCount) errors are left"
+        } catch {
+            reason = error.description
         }
+        throw BlockError(
+            .readOnly,
+            "the image was not closed, and repairing its refcounts has failed (\(reason)): it can be opened read-only")
     }
 
     private static func readTables(_ header: ImageHeader, _ file: any ResizableDevice, _ options: Options) async throws(BlockError) -> OpenedTables {

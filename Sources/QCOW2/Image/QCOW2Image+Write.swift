@@ -3,8 +3,9 @@ public import Block
 extension QCOW2Image {
     public func write(at offset: UInt64, from bytes: RawSpan, _ options: WriteOptions) async throws(BlockError) {
         try checkWritable()
+        defer { record(ByteRange(start: offset, count: UInt64(bytes.byteCount))) }
         try await writeAll(of: bytes, at: offset)
-        if options.contains(.durable) { try await flush() }
+        if options.contains(.durable) || self.options.writesThrough { try await flush() }
     }
 
     private func writeAll(of bytes: RawSpan, at offset: UInt64) async throws(BlockError) {

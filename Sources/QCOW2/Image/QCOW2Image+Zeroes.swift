@@ -4,6 +4,17 @@ extension QCOW2Image {
     public func writeZeroes(_ range: ByteRange, _ options: WriteOptions) async throws(BlockError) {
         try checkWritable()
         guard !range.isEmpty else { return }
+        do throws(BlockError) {
+            try await writeZeroesUnrecorded(range, options)
+        } catch {
+            // A refusal to do it slowly has changed nothing (P-CMD-ZERO-2).
+            if !(options.contains(.fast) && error.kind == .unsupported) { record(range) }
+            throw error
+        }
+        record(range)
+    }
+
+    private func writeZeroesUnrecorded(_ range: ByteRange, _ options: WriteOptions) async throws(BlockError) {
         var options = options
         if !self.options.honorsDiscard { options.remove(.mayUnmap) }
         if header.hasRawDataFile {
@@ -11,7 +22,7 @@ extension QCOW2Image {
         } else {
             try await zero(range, options)
         }
-        if options.contains(.durable) { try await flush() }
+        if options.contains(.durable) || self.options.writesThrough { try await flush() }
     }
 
     /// The data file must read the same without the image.

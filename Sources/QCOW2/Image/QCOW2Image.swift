@@ -44,6 +44,8 @@ public final class QCOW2Image: BlockDevice {
         public var honorsDiscard: Bool
         /// Serve this internal snapshot instead of the current state. Only with `isReadOnly`.
         public var snapshot: SnapshotSelector?
+        /// Every write is durable when it returns, as with `WriteOptions.durable`.
+        public var writesThrough = false
         public var limits: MetadataLimits
 
         public init(
@@ -83,8 +85,9 @@ public final class QCOW2Image: BlockDevice {
     public func close() async {
         guard !isClosed.exchange(true, ordering: .sequentiallyConsistent) else { return }
         if !options.isReadOnly, !metadata.hasFailed {
+            // Bitmaps that find no room stay marked as in use: nobody will trust them.
+            try? await bitmapStore?.store()
             do throws(BlockError) {
-                try await bitmapStore?.store()
                 try await metadata.finish()
             } catch {
                 // The image is what a power cut would have left: in order, and marked where it says so.

@@ -26,16 +26,26 @@ extension Metadata {
         try await file.flush()
     }
 
-    /// The whole first cluster, after a change that one field cannot say.
-    func writeHeader(_ header: ImageHeader) async throws(BlockError) {
-        let bytes: [UInt8]
-        do throws(FormatError) {
-            bytes = try header.encoded()
-        } catch {
-            throw BlockError(error)
+    /// Changes the bitmaps extension where it stands.
+    func writeBitmapsExtension(_ new: BitmapsExtension) async throws(BlockError) {
+        let front = try await file.bytes(at: 0, count: geometry.clusterByteCount)
+        var position = Int(front.rawBytes.bigEndian(UInt32.self, at: 4) == 2 ? 72 : front.rawBytes.bigEndian(UInt32.self, at: 100))
+        while position <= front.count - 8 - BitmapsExtension.byteCount {
+            let type: UInt32 = front.rawBytes.bigEndian(at: position)
+            let count: UInt32 = front.rawBytes.bigEndian(at: position + 4)
+            if type == HeaderExtension.bitmapsType {
+                try await file.store(new.encoded, at: UInt64(position) + 8)
+                state.withLock { state in
+                    for index in state.header.extensions.indices where state.header.extensions[index].type == type {
+                        state.header.extensions[index] = .bitmaps(new)
+                    }
+                }
+                return
+            }
+            guard type != HeaderExtension.endType, count < UInt32(front.count) else { break }
+            position += 8 + (Int(count) + 7) & ~7
         }
-        try await file.store(bytes, at: 0)
-        state.withLock { $0.header = header }
+        throw BlockError(.inputOutput, "the image is damaged: its header has changed while it was open")
     }
 
     /// Says in the image that its refcounts may lag behind, before they do. For images that ask for lazy refcounts.

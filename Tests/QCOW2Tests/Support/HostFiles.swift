@@ -1,0 +1,20 @@
+#if canImport(Darwin)
+import Darwin
+#elseif canImport(Musl)
+import Musl
+#else
+import Glibc
+#endif
+
+/// Makes a file that nobody else can open.
+func write(_ bytes: [UInt8], to path: String) throws {
+    let descriptor = open(path, O_CREAT | O_EXCL | O_WRONLY, 0o600)
+    guard descriptor >= 0 else { throw HostFailure(code: errno) }
+    close(descriptor)
+}
+
+func remove(_ path: String) { unlink(path) }
+
+struct HostFailure: Error {
+    var code: Int32
+}
