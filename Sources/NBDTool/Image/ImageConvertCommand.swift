@@ -44,7 +44,7 @@ struct ImageConvertCommand: AsyncParsableCommand {
     func run() async throws {
         let rules = PathRules(allowed: allowPath)
         guard !compress || targetFormat == .qcow2 else { throw ToolError.usage("-c goes with -O qcow2") }
-        let chain = try await ImageChain.open(source, format, rules, isLocked: !isShared)
+        let chain = try await OpenedChain.open(source, format, rules, isLocked: !isShared)
         let device = try await chain.device(rules, snapshot: snapshot.map { SnapshotSelector(idOrName: $0) })
         if chain.images.contains(where: { ImagePath.isSame($0.path, target) }) {
             throw ToolError.runtime("'\(target)' is the source, or lies below it")
@@ -58,7 +58,7 @@ struct ImageConvertCommand: AsyncParsableCommand {
             throw ToolError.usage("-c goes neither with a data file nor with preallocation")
         }
         try await plan.run()
-        let opened = try await ImageChain.open(target, targetFormat, rules, isReadOnly: false)
+        let opened = try await OpenedChain.open(target, targetFormat, rules, isReadOnly: false)
         if compress, let image = opened.images[0].image {
             try await withCopyErrors { () throws(CopyError) in try await DiskCopy.compress(device, into: image) }
             await opened.close()

@@ -25,7 +25,7 @@ struct ImageMapCommand: AsyncParsableCommand {
 
     func run() async throws {
         let rules = PathRules(allowed: allowPath)
-        let chain = try await ImageChain.open(file, format, rules, isLocked: !isShared)
+        let chain = try await OpenedChain.open(file, format, rules, isLocked: !isShared)
         var map = try await ChainMap(chain, rules)
         var lines = ImageMapLines(isJSON: output.isJSON)
         while let entry = try await map.next() { try lines.append(entry) }
@@ -55,13 +55,13 @@ struct ChainMapEntry: Equatable {
 
 /// Walks over a chain of images.
 struct ChainMap {
-    private let chain: ImageChain
+    private let chain: OpenedChain
     private var maps: [ImageMap?] = []
     private var paths: [String] = []
     private var position: UInt64 = 0
     private var pending: ChainMapEntry?
 
-    init(_ chain: ImageChain, _ rules: PathRules) async throws(ToolError) {
+    init(_ chain: OpenedChain, _ rules: PathRules) async throws(ToolError) {
         self.chain = chain
         for opened in chain.images {
             let image = opened.image

@@ -37,7 +37,7 @@ struct ImageResizeCommand: AsyncParsableCommand {
 
     func run() async throws {
         let rules = PathRules(allowed: allowPath)
-        let chain = try await ImageChain.open(file, format, rules, isReadOnly: false)
+        let chain = try await OpenedChain.open(file, format, rules, isReadOnly: false)
         let opened = chain.images[0]
         let old = opened.byteCount
         let new = try wanted(old)
@@ -75,7 +75,7 @@ struct ImageResizeCommand: AsyncParsableCommand {
     }
 
     /// What is new reads as zeroes: not as what a longer image below has there, nor as what is left of a disk that was once longer.
-    private func zero(from old: UInt64, _ chain: ImageChain, _ rules: PathRules) async throws(ToolError) {
+    private func zero(from old: UInt64, _ chain: OpenedChain, _ rules: PathRules) async throws(ToolError) {
         guard let image = chain.images[0].image else { return }
         let geometry = image.header.geometry
         let tableEnd = (old / geometry.l2CoverByteCount + 1) * geometry.l2CoverByteCount

@@ -4,7 +4,7 @@ import NBDProtocol
 import QCOW2
 
 /// An image and all that lies below it, in the order of reading.
-struct ImageChain {
+struct OpenedChain {
     /// The image first.
     var images: [OpenedImage]
 
@@ -13,7 +13,7 @@ struct ImageChain {
     /// - Parameter rules: nil follows every name.
     static func open(
         _ path: String, _ format: ImageFormat?, _ rules: PathRules, isReadOnly: Bool = true, isLocked: Bool = true
-    ) async throws(ToolError) -> ImageChain {
+    ) async throws(ToolError) -> OpenedChain {
         var images: [OpenedImage] = []
         var next: (path: String, format: ImageFormat?)? = (path, format)
         while let (path, format) = next {
@@ -37,7 +37,7 @@ struct ImageChain {
             }
             next = (below, format)
         }
-        return ImageChain(images: images)
+        return OpenedChain(images: images)
     }
 
     /// The image as a disk. All files belong to it from then on.
