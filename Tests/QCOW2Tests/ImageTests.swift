@@ -130,7 +130,12 @@ import Testing
             }
         }
         let bytes = try await image.bytes(at: 0, count: 800_000)
-        let wrong = (0..<800).filter { piece in !bytes[piece * 1000..<piece * 1000 + 1000].allSatisfy { $0 == UInt8(piece % 4 + 1) } }
+        var wrong: [Int] = []
+        for piece in 0..<800 {
+            let start = piece * 1000
+            let value = UInt8(piece % 4 + 1)
+            if !bytes[start..<(start + 1000)].allSatisfy({ (byte: UInt8) -> Bool in byte == value }) { wrong.append(piece) }
+        }
         #expect(wrong.isEmpty)
         await image.close()
         let check = try ReferenceCheck(file.bytes)
