@@ -130,7 +130,11 @@ import Testing
             }
         }
         let bytes = try await image.bytes(at: 0, count: 800_000)
-        let wrong = (0..<800).filter { piece in !bytes[piece * 1000..<piece * 1000 + 1000].allSatisfy { $0 == UInt8(piece % 4 + 1) } }
+        let wrong = (0..<800).filter { (piece: Int) -> Bool in
+            let expected = UInt8(piece % 4 + 1)
+            let start = piece * 1000
+            return !bytes[start..<start + 1000].allSatisfy { $0 == expected }
+        }
         #expect(wrong.isEmpty)
         await image.close()
         let check = try ReferenceCheck(file.bytes)

@@ -155,7 +155,7 @@ import Testing
             random = random &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
             return (random >> 33) % bound
         }
-        for round in 0..<150 {
+        for round in 0..<60 {
             let (device, _) = try await mappedImage(byteCount: 16 << 10) { options in
                 options.refcountBitCount = [1, 16, 64][round % 3]
             }

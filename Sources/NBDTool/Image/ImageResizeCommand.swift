@@ -74,6 +74,23 @@ struct ImageResizeCommand: AsyncParsableCommand {
         }
     }
 
+    /// Something would be seen behind the old end.
+    private func needsZeroes(_ image: ImageFile, from old: UInt64, to end: UInt64, _ below: UInt64) async throws(ToolError) -> Bool {
+        if below > old { return true }
+        return try await withImageErrors(file) { () throws(ImageError) in
+            let map = try await ImageMap(image)
+            var offset = old
+            while offset < end {
+                let run = try await map.run(at: offset, limit: end - offset)
+                switch run.kind {
+                case .unallocated, .zero: offset += run.byteCount
+                case .data, .compressed: return true
+                }
+            }
+            return false
+        }
+    }
+
     /// What is new reads as zeroes: not as what a longer image below has there, nor as what is left of a disk that was once longer.
     private func zero(from old: UInt64, _ chain: ImageChain, _ rules: PathRules) async throws(ToolError) {
         guard let image = chain.images[0].image else { return }
@@ -81,6 +98,7 @@ struct ImageResizeCommand: AsyncParsableCommand {
         let tableEnd = (old / geometry.l2CoverByteCount + 1) * geometry.l2CoverByteCount
         let below = chain.images.dropFirst().first?.byteCount ?? 0
         let end = min(max(tableEnd, below), image.header.virtualByteCount)
+        guard try await needsZeroes(image, from: old, to: end, below) else { return await chain.close() }
         let device = try await chain.device(rules, isReadOnly: false)
         if let range = ByteRange(start: old, count: end - min(old, end)), !range.isEmpty {
             do throws(BlockError) {

@@ -129,7 +129,7 @@ final class ImageEditor {
     func allocate(clusterCount count: UInt64) async throws(ImageError) -> UInt64 {
         while true {
             let first = try await findFree(count)
-            if try await makeBlocks(first >> shift...(first + count - 1) >> shift) { continue }
+            if try await makeBlocks(from: first, count) { continue }
             for cluster in first..<first + count { try await set(1, of: cluster) }
             if count == 1 { cursor = first + 1 }
             return first << clusterBits
@@ -150,23 +150,38 @@ final class ImageEditor {
         return first
     }
 
-    /// Makes the blocks of a run that are missing. False when all were there.
-    private func makeBlocks(_ indices: ClosedRange<UInt64>) async throws(ImageError) -> Bool {
-        var isNew = false
-        for index in indices where try blockOffset(index) == nil {
-            isNew = true
-            if index >= UInt64(table.count) {
-                try await growTable(for: index)
-                continue
+    /// Makes the blocks that a run of `count` clusters from `first` on lacks: they take the front of it, so that the rest stays in one
+    /// piece. False when all were there; else whoever wants the run looks for it again.
+    private func makeBlocks(from first: UInt64, _ count: UInt64) async throws(ImageError) -> Bool {
+        var missing: [UInt64] = []
+        while true {
+            var found: [UInt64] = []
+            for index in first >> shift...(first + UInt64(missing.count) + count - 1) >> shift where try blockOffset(index) == nil {
+                found.append(index)
             }
-            // All clusters that a missing block would count are free: the first of them becomes the block.
-            try await writeBlock(index, used: 1, at: index << shift)
-            try await image.flush()
-            table[Int(index)] = (index << shift) << clusterBits
-            try await image.writeEntry(table[Int(index)], at: image.header.refcountTableOffset + index * 8)
-            try await image.flush()
+            if found.count == missing.count { break }
+            missing = found
         }
-        return isNew
+        guard let last = missing.last else { return false }
+        guard last < UInt64(table.count) else {
+            try await growTable(for: last)
+            return true
+        }
+        let new = Set(missing)
+        let places = first..<first + UInt64(missing.count)
+        for cluster in places where !new.contains(cluster >> shift) { try await set(1, of: cluster) }
+        try await save()
+        for index in missing { blocks[index] = [UInt8](repeating: 0, count: geometry.clusterByteCount) }
+        for cluster in places where new.contains(cluster >> shift) { store(1, at: Int(cluster & (1 << shift - 1)), in: cluster >> shift) }
+        for (index, cluster) in zip(missing, places) { try await image.write(blocks[index] ?? [], at: cluster << clusterBits) }
+        try await image.flush()
+        for (index, cluster) in zip(missing, places) {
+            table[Int(index)] = cluster << clusterBits
+            try await image.writeEntry(table[Int(index)], at: image.header.refcountTableOffset + index * 8)
+            changed.remove(index)
+        }
+        try await image.flush()
+        return true
     }
 
     private func writeBlock(_ index: UInt64, used: UInt64, at cluster: UInt64) async throws(ImageError) {
@@ -182,7 +197,7 @@ final class ImageEditor {
         var blockCount: UInt64 = 1
         var tableClusterCount: UInt64 = 0
         while true {
-            tableClusterCount = geometry.clusterCount(of: (index + blockCount) * 8 * 3 / 2)
+            tableClusterCount = geometry.clusterCount(of: (index + blockCount) * 8 * 2)
             if blockCount << shift >= blockCount + tableClusterCount { break }
             blockCount += 1
         }
