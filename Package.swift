@@ -19,6 +19,8 @@ let settings = testSettings + [.strictMemorySafety()]
 
 let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
 let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
+let nioSSL: Target.Dependency = .product(name: "NIOSSL", package: "swift-nio-ssl")
+let nioTLS: Target.Dependency = .product(name: "NIOTLS", package: "swift-nio")
 let log: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
 let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
@@ -51,6 +53,7 @@ let package = Package(
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
         .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
@@ -66,19 +69,20 @@ let package = Package(
         room("NBDProtocol"),
         .target(name: "CCompression", linkerSettings: [.linkedLibrary("z"), .linkedLibrary("zstd")]),
         room("QCOW2", ["Block", "CCompression"]),
+        room("NBDTLS", [nioCore, nioSSL, systemPackage]),
         // Engine
         room("NBDEngine", ["NBDProtocol", "Block", nioCore]),
         // Workshops
         .target(name: "CSockets"),
-        room("NBDServer", ["NBDEngine", "NBDProtocol", "Block", "HostIO", "CSockets", nioCore, nioPosix, log, lifecycle]),
-        room("NBDClient", ["NBDProtocol", nioCore, nioPosix, systemPackage]),
+        room("NBDServer", ["NBDEngine", "NBDProtocol", "NBDTLS", "Block", "HostIO", "CSockets", nioCore, nioPosix, nioTLS, log, lifecycle]),
+        room("NBDClient", ["NBDProtocol", "NBDTLS", nioCore, nioPosix, nioTLS, systemPackage]),
         room("BlockDrivers", ["Block", "HostIO"]),
         room("BlockGraph", ["Block"]),
         room("BlockDeviceConformance", ["Block"]),
         // Street
         room(
             "NBDTool",
-            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "BlockDrivers", "BlockGraph", "QCOW2", "Block", "HostIO", log, lifecycle, arguments, histogram]),
+            ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "NBDTLS", "BlockDrivers", "BlockGraph", "QCOW2", "Block", "HostIO", log, lifecycle, arguments, histogram]),
         .executableTarget(name: "nbd", dependencies: ["NBDTool"], swiftSettings: settings),
         // Examples, compiled and run by the tests
         .executableTarget(
@@ -91,9 +95,10 @@ let package = Package(
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
         tests("BlockGraphTests", ["BlockGraph", "BlockDrivers", "Block", "BlockDeviceConformance"]),
         tests("NBDProtocolTests", ["NBDProtocol"]),
+        tests("NBDTLSTests", ["NBDTLS"]),
         tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", "HostIO", nioCore]),
         tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers", nioCore, nioPosix]),
-        tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "Block", nioCore, nioPosix, log, lifecycle]),
+        tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "NBDTLS", "Block", nioCore, nioPosix, log, lifecycle]),
         tests("NBDToolTests", ["NBDTool", "BlockGraph", "NBDServer", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),
     ]
 )

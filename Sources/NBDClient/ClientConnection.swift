@@ -1,5 +1,7 @@
 import NBDProtocol
+import NBDTLS
 import NIOCore
+import NIOTLS
 
 /// The client's side of one connection, on its event loop: feeds the conversations of NBDProtocol and matches what they tell with who waits.
 final class ClientConnection: ChannelInboundHandler {
@@ -18,6 +20,7 @@ final class ClientConnection: ChannelInboundHandler {
     private let options: NBDClient.Options
     private var context: ChannelHandlerContext?
     private var inbox = ByteBuffer()
+    private let tls: TLSClientSession?
 
     private var handshake: ClientHandshake
     private var decoder = ReplyDecoder(mode: .simple)
@@ -32,8 +35,10 @@ final class ClientConnection: ChannelInboundHandler {
     private var nextCookie: UInt64 = 1
     private var isDisconnecting = false
 
-    init(_ options: NBDClient.Options, _ eventLoop: any EventLoop) {
+    /// - Parameter tls: set when `options` say that nothing may be said in clear.
+    init(_ options: NBDClient.Options, _ eventLoop: any EventLoop, tls: TLSClientSession?) {
         self.options = options
+        self.tls = tls
         self.eventLoop = eventLoop
         handshake = ClientHandshake(options.handshake)
         greetingPromise = eventLoop.makePromise()
@@ -65,10 +70,16 @@ final class ClientConnection: ChannelInboundHandler {
             inbox.discardReadBytes()
             inbox.writeBuffer(&bytes)
         }
+        attempt { try process() }
+    }
+
+    private func attempt(_ body: () throws -> Void) {
         do {
-            try process()
+            try body()
         } catch let error as HandshakeError {
             fail(.handshake(error))
+        } catch let error as TLSRefusal {
+            fail(.tls(error.description))
         } catch let error as ReplyViolation {
             fail(.violation(error))
         } catch let error as NBDClientError {
@@ -87,7 +98,28 @@ final class ClientConnection: ChannelInboundHandler {
         context.fireChannelInactive()
     }
 
-    func errorCaught(context: ChannelHandlerContext, error: any Error) { fail(.system("\(error)")) }
+    func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
+        guard case TLSUserEvent.handshakeCompleted = event else { return context.fireUserInboundEventTriggered(event) }
+        attempt {
+            try tls?.peer()
+            var output: [UInt8] = []
+            let action = handshake.tlsStarted(output: &output)
+            if !output.isEmpty { write(ByteBuffer(bytes: output)) }
+            if case .ready = action { obey(action) }
+        }
+    }
+
+    func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        guard !TLSFailure.isUncleanEnd(error) else { return }  // the end follows
+        fail(TLSFailure.explain(error).map { .tls($0) } ?? .system("\(error)"))
+    }
+
+    /// What arrives from here on, TLS must make sense of. In clear there is nothing more to say, for either side.
+    private func startTLS() throws {
+        guard inbox.readableBytes == 0 else { throw HandshakeError.dataInClear }
+        guard let tls, let pipeline = context?.pipeline.syncOperations else { return }
+        try pipeline.addHandler(tls.handler, position: .before(self))
+    }
 
     /// The end: everyone who waits learns of it. Only the first reason counts.
     private func fail(_ error: NBDClientError) {
@@ -133,6 +165,7 @@ final class ClientConnection: ChannelInboundHandler {
                 inbox.moveReaderIndex(forwardBy: consumed)
                 if !output.isEmpty { write(ByteBuffer(bytes: output)) }
                 if case .read = action { return }
+                if case .startTLS = action { return try startTLS() }
                 obey(action)
             } else {
                 let (consumed, event) = try decoder.receive(bytes.readableBytesSpan)

@@ -1,4 +1,5 @@
 public import NBDProtocol
+public import NBDTLS
 public import NIOCore
 import NIOPosix
 import SystemPackage
@@ -15,6 +16,11 @@ public final class NBDClient: Sendable {
         public var handshake = ClientHandshake.Configuration()
         /// Names of metadata contexts that `connect` and `go` select.
         public var contexts: [String] = []
+        /// What we prove ourselves with, and whom we believe. Set: nothing is said in clear, whatever the URI. nil: a URI of `nbds` is served
+        /// with the authorities that the system trusts.
+        public var tls: TLSClientCredentials?
+        /// The name that the server's certificate must bear. nil: what the URI says, else the host that is connected to; on a Unix socket, any.
+        public var tlsHostname: String?
         /// For connecting with the greeting, for each option, and for the server's end of `disconnect()`.
         public var timeLimit: Duration = .seconds(10)
         /// For each request; nil: none. When it is over, the connection is closed: the reply might still come.
@@ -64,24 +70,31 @@ public final class NBDClient: Sendable {
     ///
     /// - Throws: `NBDClientError`.
     public static func open(_ uri: NBDURI, options: Options = Options()) async throws -> NBDClient {
-        guard !uri.requiresTLS else { throw NBDClientError.unsupported("TLS (nbds://) is not built in yet") }
+        guard uri.requiresTLS || options.tls != nil else { return try await open(uri.address, options: options) }
+        var options = options
+        if options.tls == nil {
+            guard uri.tls.kind != .psk else { throw NBDClientError.unsupported("tls-type=psk without a key") }
+            guard uri.tls.kind != .anon else { throw NBDClientError.unsupported("tls-type=anon: it proves nothing to either side") }
+            options.tls = uri.tls.verifiesPeer == false ? .unverified : TLSClientCredentials()
+        }
+        options.tlsHostname = options.tlsHostname ?? uri.tls.hostname
         return try await open(uri.address, options: options)
     }
 
-    /// Connects and agrees on the kind of replies, in plain text.
+    /// Connects and agrees on the kind of replies; in clear unless there are `options.tls`.
     ///
     /// - Throws: `NBDClientError`.
     public static func open(_ address: NBDURI.Address, options: Options = Options()) async throws -> NBDClient {
         let bootstrap = ClientBootstrap(group: options.eventLoopGroup).connectTimeout(TimeAmount(options.timeLimit))
-        let prepare: @Sendable (any Channel) -> EventLoopFuture<NBDClient> = { channel in
-            channel.eventLoop.makeCompletedFuture {
-                let connection = ClientConnection(options, channel.eventLoop)
-                try channel.pipeline.syncOperations.addHandler(connection)
-                return NBDClient(options, channel, NIOLoopBound(connection, eventLoop: channel.eventLoop))
-            }
-        }
+        // Made for each attempt; here for a clear error before the first.
+        _ = try session(options, address)
         let client: NBDClient
         do {
+            var options = options
+            if options.tls != nil { options.handshake.requiresTLS = true }
+            let prepare: @Sendable (any Channel) -> EventLoopFuture<NBDClient> = { [options] in
+                Self.prepare($0, options, address)
+            }
             switch address {
             case .tcp(let host, let port):
                 client = try await bootstrap.channelOption(.socketOption(.tcp_nodelay), value: 1)  // P-GEN-02
@@ -102,6 +115,27 @@ public final class NBDClient: Sendable {
         } catch {
             await client.close()
             throw error
+        }
+    }
+
+    private static func prepare(_ channel: any Channel, _ options: Options, _ address: NBDURI.Address) -> EventLoopFuture<NBDClient> {
+        channel.eventLoop.makeCompletedFuture {
+            let connection = ClientConnection(options, channel.eventLoop, tls: try session(options, address))
+            try channel.pipeline.syncOperations.addHandler(connection)
+            return NBDClient(options, channel, NIOLoopBound(connection, eventLoop: channel.eventLoop))
+        }
+    }
+
+    /// The client's side of TLS for a connection to `address`; nil: it is in clear.
+    private static func session(_ options: Options, _ address: NBDURI.Address) throws(NBDClientError) -> TLSClientSession? {
+        guard let credentials = options.tls else { return nil }
+        let host = if case .tcp(let host, _) = address { host } else { String?.none }
+        let hostname = options.tlsHostname ?? host
+        do {
+            let isAddress = hostname.map { (try? SocketAddress(ipAddress: $0, port: 0)) != nil } ?? false
+            return try credentials.makeSession(hostname: hostname, isAddress: isAddress)
+        } catch {
+            throw .tls("\(error)")
         }
     }
 

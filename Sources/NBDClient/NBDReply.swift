@@ -39,6 +39,8 @@ public enum NBDClientError: Error, Equatable, Sendable, CustomStringConvertible 
     case violation(ReplyViolation)
     /// In the middle of what; empty: between replies.
     case closed(String)
+    /// TLS failed, or the server is not the one it must be; with the reason.
+    case tls(String)
     /// While waiting for what.
     case timedOut(String)
     case unsupported(String)
@@ -56,6 +58,7 @@ public enum NBDClientError: Error, Equatable, Sendable, CustomStringConvertible 
         case .handshake(let error): error.description
         case .violation(let violation): violation.description
         case .closed(let phase): "the connection is closed" + (phase.isEmpty ? "" : " (\(phase))")
+        case .tls(let reason): "TLS: \(reason)"
         case .timedOut(let phase): "timed out: \(phase)"
         case .unsupported(let what): "not supported: \(what)"
         case .replyTooLarge(let count): "the server answers a READ of \(count) bytes, which is more than we hold"

@@ -1,4 +1,5 @@
 public import NBDProtocol
+public import NBDTLS
 public import NIOCore
 
 /// A place where clients come in.
@@ -74,6 +75,8 @@ extension NBDServer {
         /// client is none the wiser. `.zero`: never.
         public var peerTimeLimit: Duration = .seconds(120)
         public var handshakeLimits = HandshakeLimits()
+        /// nil: everything is in clear, and STARTTLS is refused.
+        public var tls: TLS?
         /// Who may do what. nil: whoever can connect may do everything.
         public var authorizer: (any Authorizer)?
         /// Watches every step of every conversation. Costs nothing when nil.
@@ -92,6 +95,21 @@ extension NBDServer {
 }
 
 extension NBDServer.Configuration {
+    /// How a server encrypts. TLS is for newstyle listeners; an oldstyle one cannot have it.
+    public struct TLS: Sendable {
+        /// What new connections prove themselves with; may be replaced while the server runs.
+        public var credentials: TLSCredentialStore
+        /// `.required`: nothing is served in clear. `.optional`: what `Export.requiresTLS` says.
+        public var policy: TLSPolicy
+
+        public init(credentials: TLSCredentialStore, policy: TLSPolicy = .required) {
+            self.credentials = credentials
+            self.policy = policy
+        }
+    }
+
+    var tlsPolicy: TLSPolicy { tls?.policy ?? .off }
+
     var pollNanoseconds: UInt64 {
         let (seconds, attoseconds) = min(max(pollLimit, .zero), .seconds(1)).components
         return UInt64(seconds) * 1_000_000_000 + UInt64(attoseconds / 1_000_000_000)

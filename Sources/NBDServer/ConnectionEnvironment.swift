@@ -29,6 +29,8 @@ struct ConnectionEnvironment: Sendable {
     func lookUp(_ name: String, for peer: PeerIdentity) -> LookUp {
         guard let export = registry.find(name) else { return .unknown(isHidden: false) }
         guard let authorizer = configuration.authorizer else { return .found(export) }
+        // In clear there is no such export, whatever the rules say of it: the handshake hides it.
+        guard !export.description.requiresTLS || peer.tls != .none else { return .found(export) }
         let permissions = authorizer.permissions(of: peer, for: export.description.name)
         guard permissions.contains(.read) else { return permissions.contains(.list) ? .forbidden : .unknown(isHidden: true) }
         return .found(export.restricted(to: permissions))

@@ -1,6 +1,8 @@
 import NBDEngine
 import NBDProtocol
+import NBDTLS
 import NIOCore
+import NIOTLS
 
 /// The NIO face of one connection: moves bytes between its socket and the sans-IO machines, and knows the clock.
 ///
@@ -33,8 +35,13 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     private(set) var unsentByteCount = 0
     private var isReadPending = false
     private var isTurnRequested = false
-    private var isClosing = false
+    private(set) var isClosing = false
     private var isDraining = false
+    /// The client will send no more.
+    private var isInputOver = false
+    /// Set from STARTTLS on; `tlsContext` is its handler's place in the pipeline.
+    private(set) var tls: TLSServerSession?
+    private var tlsContext: ChannelHandlerContext?
     /// Set when all of the handshake's bytes must be gone before the connection moves.
     private var departure: (session: Session, export: ServedExport)?
     /// Who took the connection over.
@@ -60,10 +67,11 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     func channelActive(context: ChannelHandlerContext) {
         self.context = context
         environment.journal.connected(identity)
-        guard environment.admits(peer) else { return close(.notAdmitted) }
+        // Who may encrypt may prove more of itself, and is judged then.
+        guard tlsPolicy != .off || environment.admits(peer) else { return close(.notAdmitted) }
         if let name = listener.oldstyleExport { return beginOldstyle(name) }
         let handshake = ServerHandshake(
-            limits: environment.configuration.handshakeLimits, isListable: listener.isListable, trace: tracer)
+            limits: environment.configuration.handshakeLimits, isListable: listener.isListable, tls: tlsPolicy, trace: tracer)
         var greeting: [UInt8] = []
         handshake.start(output: &greeting)
         self.handshake = consume handshake
@@ -102,7 +110,11 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     }
 
     func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
+        if case TLSUserEvent.handshakeCompleted = event { return tlsCompleted() }
         guard case ChannelEvent.inputClosed = event else { return context.fireUserInboundEventTriggered(event) }
+        isInputOver = true
+        // Our own goodbye was answered.
+        guard !isClosing else { return cut() }
         guard let shell else {
             // Who takes the connection over sees the end of input, too.
             if departure == nil { close(nil) }
@@ -122,12 +134,18 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
         shell = nil
         if !hasMoved { environment.journal.disconnected(identity) }
         self.context = nil
+        tlsContext = nil
         context.fireChannelInactive()
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
-        environment.journal.failed(identity, error)
-        context.close(promise: nil)
+        if TLSFailure.isUncleanEnd(error), !isClosing { return }  // an end of input, which is told apart
+        if let reason = TLSFailure.explain(error), !isClosing {
+            close(.tlsFailed(reason))
+        } else {
+            environment.journal.failed(identity, error)
+        }
+        cut()
     }
 
     // MARK: Handshake
@@ -141,11 +159,13 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
             var action = first
             answering: while true {
                 switch action {
+                case .lookUp where !isAdmittedInClear, .list where !isAdmittedInClear:
+                    action = .close(.notAdmitted)
                 case .lookUp(let name):
                     action = answerLookUp(name, output: &output)
                 case .list:
                     action = handshake?.answer(list: environment.list(for: peer), output: &output) ?? .close(nil)
-                case .transmit, .close:
+                case .transmit, .close, .startTLS:
                     ending = action
                     break answering
                 case .read:
@@ -154,6 +174,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
             }
             if consumed == 0, action == .read { break }
         }
+        if case .startTLS = ending { return startTLS(after: output) }
         // A write may complete at once and come back to us: the handshake must be over by then.
         if ending != nil { handshake = nil }
         if case .transmit(let session) = ending {
@@ -171,6 +192,19 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
             inbox.discardReadBytes()
         }
     }
+
+    // For `ConnectionHandler+TLS`.
+
+    var hasEmptyInbox: Bool { inbox.readableBytes == 0 }
+
+    func install(_ session: TLSServerSession) throws {
+        guard let pipeline = context?.pipeline.syncOperations else { return }
+        tls = session
+        try pipeline.addHandler(session.handler, position: .before(self))
+        tlsContext = try pipeline.context(handler: session.handler)
+    }
+
+    func continueEncrypted() { handshake?.tlsStarted() }
 
     private func answerLookUp(_ name: String, output: inout [UInt8]) -> ServerHandshake.Action {
         chosenExport = nil
@@ -202,7 +236,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
         guard let (session, export) = departure, let context, !isClosing else { return }
         handshakeDeadline?.cancel()
         environment.negotiated(identity)
-        if let descriptor, !environment.fastLoops.isEmpty {
+        if let descriptor, tls == nil, !environment.fastLoops.isEmpty {
             // The last bytes of the handshake must be gone: from then on somebody else sends.
             guard unsentByteCount == 0 else { return }
             if let handle = LoopConnection.take(
@@ -241,7 +275,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
 
     // MARK: Out
 
-    private func send(_ bytes: [UInt8]) {
+    func send(_ bytes: [UInt8]) {
         guard !bytes.isEmpty, let context else { return }
         unsentByteCount += bytes.count
         write([context.channel.allocator.buffer(bytes: bytes)], byteCount: bytes.count, context)
@@ -274,7 +308,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
             shell.noteProgress(byteCount)
             if isReply { shell.didSend(byteCount) } else { requestTurn() }
         } else if isClosing {
-            if unsentByteCount == 0 { context?.close(promise: nil) }
+            if unsentByteCount == 0 { closeChannel() }
         } else if handshake != nil {
             advanceHandshake()
             readIfWanted()
@@ -302,12 +336,23 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
         inbox = ByteBuffer()
         if let violation { environment.journal.violated(identity, violation) }
         // A peer that does not read must not keep its connection.
-        guard unsentByteCount > 0, violation?.isAboutTime != true, let context else {
-            context?.close(promise: nil)
-            return
-        }
+        guard violation?.isAboutTime != true else { return cut() }
+        guard unsentByteCount > 0, let context else { return closeChannel() }
         let bound = LoopBound(self, executor)
-        context.eventLoop.scheduleTask(in: .seconds(5)) { bound.value.context?.close(promise: nil) }
+        context.eventLoop.scheduleTask(in: .seconds(5)) { bound.value.cut() }
+    }
+
+    /// With TLS: says goodbye, and waits a little for the answer (S-TLS-13, P-TLS-12).
+    private func closeChannel() {
+        guard let context else { return }
+        context.close(promise: nil)
+        guard let tlsContext else { return }
+        if isInputOver {
+            tlsContext.close(promise: nil)
+        } else if !isReadPending {
+            isReadPending = true
+            context.read()
+        }
     }
 
     /// A channel of NIO stays on its loop.
@@ -337,7 +382,8 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     /// Cuts the connection, whatever is in flight.
     func cut() {
         if let successor { return successor.cut() }
-        context?.close(promise: nil)
+        // From the place of TLS on, which would only begin to say goodbye.
+        (tlsContext ?? context)?.close(promise: nil)
     }
 }
 

@@ -12,6 +12,8 @@ public struct Export: Sendable {
     public var isReadOnly: Bool
     /// Metadata contexts that clients may select besides `base:allocation`, in the order of replies (S-META-20); at most 1024.
     public var contexts: [ExportContext]
+    /// Only for encrypted connections: in clear, there is no such export (P-TLS-08).
+    public var requiresTLS = false
 
     public init(
         name: String, description: String = "", device: any BlockDevice, isReadOnly: Bool = false, contexts: [ExportContext] = []
@@ -92,7 +94,7 @@ struct ServedExport: Sendable {
             id: id, name: export.name, text: export.description, byteCount: device.info.byteCount, flags: flags,
             blockSizes: BlockSizes(
                 minimum: sizes.minimum, preferred: sizes.preferred, maximumPayload: max(maximum, sizes.preferred)),
-            contexts: contexts)
+            contexts: contexts, requiresTLS: export.requiresTLS)
     }
 
     /// `base:allocation` first, then the export's own, with ids in order (S-META-20, S-META-21).

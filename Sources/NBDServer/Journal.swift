@@ -27,6 +27,12 @@ struct Journal: Sendable {
         logger.debug("client uses export", metadata: metadata)
     }
 
+    func encrypted(_ identity: ConnectionIdentity, _ peer: PeerIdentity) {
+        var metadata = metadata(identity)
+        if let name = peer.tlsName { metadata["name"] = "\(name.sanitized(limit: 400))" }
+        logger.debug("client encrypts", metadata: metadata)
+    }
+
     func disconnected(_ identity: ConnectionIdentity) {
         logger.debug("client disconnected", metadata: metadata(identity))
     }

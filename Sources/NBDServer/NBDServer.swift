@@ -52,9 +52,16 @@ public final class NBDServer: Service, Sendable {
         self.exports = exports
         registry = try ExportRegistry(
             exports, defaultExport: configuration.defaultExport, allowsSeveralClients: configuration.connectionLimit != 1)
+        if configuration.tls == nil, let export = exports.first(where: \.requiresTLS) {
+            throw ServerError(.invalidExport, "export '\(export.name.sanitized())' requires TLS, for which there are no credentials")
+        }
         for listener in configuration.listeners {
-            if let name = listener.oldstyleExport, registry.find(name) == nil {
+            guard let name = listener.oldstyleExport else { continue }
+            guard let export = registry.find(name) else {
                 throw ServerError(.invalidExport, "the export '\(name.sanitized())' of an oldstyle listener does not exist")
+            }
+            guard configuration.tlsPolicy != .required, !export.description.requiresTLS else {
+                throw ServerError(.invalidExport, "the export '\(name.sanitized())' requires TLS, which an oldstyle listener cannot have")
             }
         }
         let journal = Journal(logger: logger)
@@ -89,8 +96,14 @@ public final class NBDServer: Service, Sendable {
         do throws(ServerError) {
             let opened = try await ListeningSocket.open(configuration.listeners)
             for (listener, sockets) in opened {
-                let names = listener.oldstyleExport.map { [$0] } ?? registry.all.map(\.description.name)
-                let uris = sockets.flatMap { socket in names.compactMap { Self.uri(socket.address, listener: listener, export: $0) } }
+                let exports = listener.oldstyleExport.map { [registry.find($0)].compactMap(\.self) } ?? registry.all
+                let uris = sockets.flatMap { socket in
+                    exports.compactMap { export in
+                        let name = listener.oldstyleExport ?? export.description.name
+                        let isEncrypted = configuration.tlsPolicy == .required || export.description.requiresTLS
+                        return Self.uri(socket.address, listener: listener, export: name, requiresTLS: isEncrypted)
+                    }
+                }
                 state.withLock { $0.uris += uris }
             }
             try await beginAccepting(opened)
@@ -107,7 +120,7 @@ public final class NBDServer: Service, Sendable {
     }
 
     /// nil: nobody can dial the address (an abstract name that was inherited, a socket pair).
-    private static func uri(_ address: SocketAddress?, listener: Listener, export: String) -> String? {
+    private static func uri(_ address: SocketAddress?, listener: Listener, export: String, requiresTLS: Bool) -> String? {
         let place: NBDURI.Address
         switch (listener.address, address) {
         case (.unix(let path), _):
@@ -120,7 +133,7 @@ public final class NBDServer: Service, Sendable {
             // A listener on all addresses is reached through any of them; this machine's own name for itself is one that always works.
             place = .tcp(host: host == "0.0.0.0" || host == "::" ? "localhost" : host, port: port)
         }
-        return NBDURI(place, exportName: export).description
+        return NBDURI(place, exportName: export, requiresTLS: requiresTLS).description
     }
 
     func cannotAccept(_ error: any Error) { journal.cannotAccept(error) }

@@ -12,6 +12,7 @@ struct InfoCommand: AsyncParsableCommand {
               nbd info nbd://localhost/disk
               nbd info --json 'nbd+unix:///disk?socket=/run/nbd.sock'
               nbd info --map nbd://localhost/disk
+              nbd info 'nbds://server/disk?tls-certificates=/etc/pki/nbd'
 
             --can and --is print nothing and end with exit code 0 for yes, 2 for no, and 1 for an error.
             """)
@@ -38,6 +39,8 @@ struct InfoCommand: AsyncParsableCommand {
     @Flag(help: "With --map: print sums only.")
     var totals = false
 
+    @OptionGroup var tls: ClientTLSOptions
+
     @Argument(help: "Where the export is: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH")
     var uri: String?
 
@@ -55,18 +58,19 @@ struct InfoCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let uri = try NBDURI(parsing: uri ?? "")
+        let uri = try NBDURI(parsing: uri ?? "", allowsLocalFiles: true)
+        let options = try tls.clientOptions(for: uri)
         if let map {
-            let map = try await InfoMap.fetch(uri, context: map)
+            let map = try await InfoMap.fetch(uri, options, context: map)
             print(json ? map.json(totals: totals).text : map.text(totals: totals))
             return
         }
-        let report = try await InfoReport.one(uri)
+        let report = try await InfoReport.one(uri, options)
         guard let export = report.exports.first else { throw InfoFailure("the server told nothing") }
         if size {
             print(export.info.byteCount)
         } else if let name = can ?? `is` {
-            guard let answer = InfoReport.ability(name, export.info, report.mode) else {
+            guard let answer = InfoReport.ability(name, export.info, report.mode, isEncrypted: report.isEncrypted) else {
                 throw InfoFailure("unknown ability '\(name.sanitized())' for --can or --is")
             }
             if !answer { throw ExitCode(2) }

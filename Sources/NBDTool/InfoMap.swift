@@ -16,8 +16,8 @@ struct InfoMap: Equatable {
     init(_ context: String) { self.context = context }
 
     /// Asks for the whole export. Memory grows with the number of extents that differ.
-    static func fetch(_ uri: NBDURI, context: String) async throws -> InfoMap {
-        var options = NBDClient.Options()
+    static func fetch(_ uri: NBDURI, _ options: NBDClient.Options, context: String) async throws -> InfoMap {
+        var options = options
         options.contexts = [context]
         let client = try await NBDClient.connect(uri, options: options)
         guard let session = try await client.session, let selected = session.contexts.first else {

@@ -10,18 +10,18 @@ struct InfoFailure: Error, CustomStringConvertible {
 /// How `nbd info` and `nbd list` ask a server.
 extension InfoReport {
     /// About the one export that `uri` names.
-    static func one(_ uri: NBDURI) async throws -> InfoReport {
-        let client = try await NBDClient.open(uri)
-        var report = InfoReport(style: try await client.style, mode: try await client.mode, exports: [])
+    static func one(_ uri: NBDURI, _ options: NBDClient.Options) async throws -> InfoReport {
+        let client = try await NBDClient.open(uri, options: options)
+        var report = try await InfoReport(style: client.style, mode: client.mode, exports: [], isEncrypted: options.tls != nil)
         report.exports = [try await describe(uri, client, report)]
         try? await client.disconnect()
         return report
     }
 
     /// About all exports the server lists. The export that `uri` names, if any, does not matter.
-    static func all(_ uri: NBDURI) async throws -> InfoReport {
-        let client = try await NBDClient.open(uri)
-        var report = InfoReport(style: try await client.style, mode: try await client.mode, exports: [])
+    static func all(_ uri: NBDURI, _ options: NBDClient.Options) async throws -> InfoReport {
+        let client = try await NBDClient.open(uri, options: options)
+        var report = try await InfoReport(style: client.style, mode: client.mode, exports: [], isEncrypted: options.tls != nil)
         guard report.style == .fixedNewstyle else {
             throw InfoFailure("the server is too old to list its exports (\(report.style.rawValue))")
         }

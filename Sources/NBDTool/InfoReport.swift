@@ -12,12 +12,13 @@ struct InfoReport: Equatable {
     var style: HandshakeStyle
     var mode: ReplyMode
     var exports: [Export]
+    var isEncrypted = false
 
     /// What can be asked for with `--can` and `--is`; nil: no such ability.
-    static func ability(_ name: String, _ info: ExportInfo, _ mode: ReplyMode) -> Bool? {
+    static func ability(_ name: String, _ info: ExportInfo, _ mode: ReplyMode, isEncrypted: Bool = false) -> Bool? {
         switch name {
         case "connect", "read": true
-        case "tls": false
+        case "tls": isEncrypted
         case "structured-reply": mode != .simple
         case "extended-headers": mode == .extended
         case "read-only", "readonly": info.flags.contains(.readOnly)
@@ -49,7 +50,7 @@ struct InfoReport: Equatable {
             case .structured: "structured"
             case .extended: "extended"
             }
-        var lines = ["protocol: \(style.rawValue) without TLS, using \(packets) packets"]
+        var lines = ["protocol: \(style.rawValue) \(isEncrypted ? "with" : "without") TLS, using \(packets) packets"]
         for export in exports {
             let info = export.info
             lines.append("export=\"\(info.name.sanitized(limit: stringByteCountLimit))\":")
@@ -74,7 +75,7 @@ struct InfoReport: Equatable {
     /// For programs.
     var json: JSON {
         .object([
-            ("protocol", .string(style.rawValue)), ("TLS", .bool(false)), ("structured", .bool(mode != .simple)),
+            ("protocol", .string(style.rawValue)), ("TLS", .bool(isEncrypted)), ("structured", .bool(mode != .simple)),
             ("extended", .bool(mode == .extended)), ("exports", .array(exports.map(json))),
         ])
     }

@@ -15,11 +15,14 @@ struct ListCommand: AsyncParsableCommand {
     @Flag(help: "Print JSON.")
     var json = false
 
+    @OptionGroup var tls: ClientTLSOptions
+
     @Argument(help: "Where the server is: nbd://HOST[:PORT] or nbd+unix:///?socket=PATH")
     var uri: String
 
     func run() async throws {
-        let report = try await InfoReport.all(NBDURI(parsing: uri))
+        let uri = try NBDURI(parsing: uri, allowsLocalFiles: true)
+        let report = try await InfoReport.all(uri, tls.clientOptions(for: uri))
         print(json ? report.json.text : report.text)
     }
 }

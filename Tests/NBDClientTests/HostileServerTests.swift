@@ -88,7 +88,7 @@ private let newstyle = big(Magic.initial) + big(Magic.option) + big(UInt16(3))
         guard case .cannotConnect? = long else { throw Failure("\(String(describing: long))") }
     }
 
-    @Test(arguments: ["nbds://h/", "nbd+vsock://2/", "nbd+unix:///?socket=%00x"])
+    @Test(arguments: ["nbds://h/?tls-type=psk", "nbds://h/?tls-type=anon", "nbd+vsock://2/", "nbd+unix:///?socket=%00x"])
     func `says clearly what it cannot do yet`(uri: String) async throws {  // P-URI-01, P-URI-02
         let error = await #expect(throws: NBDClientError.self) { try await NBDClient.connect(uri) }
         guard case .unsupported? = error else { throw Failure("\(String(describing: error))") }

@@ -8,6 +8,8 @@ struct HandshakeHarness: ~Copyable {
     var inbox: [UInt8] = []
     /// Set once the conversation is over.
     var ending: ServerHandshake.Action?
+    /// The machine has said that TLS begins.
+    var isStartingTLS = false
 
     static let disk = ExportDescription(
         id: 1, name: "disk", text: "a disk", byteCount: 1 << 20,
@@ -22,9 +24,9 @@ struct HandshakeHarness: ~Copyable {
 
     init(
         exports: [ExportDescription] = [disk, blocky], limits: HandshakeLimits = HandshakeLimits(), isListable: Bool = true,
-        trace: Tracer? = nil
+        tls: TLSPolicy = .off, trace: Tracer? = nil
     ) {
-        handshake = ServerHandshake(limits: limits, isListable: isListable, trace: trace)
+        handshake = ServerHandshake(limits: limits, isListable: isListable, tls: tls, trace: trace)
         self.exports = exports
         handshake.start(output: &output)
     }
@@ -55,6 +57,9 @@ struct HandshakeHarness: ~Copyable {
                 case .list:
                     let all = exports
                     action = handshake.answer(list: all, output: &output)
+                case .startTLS:
+                    isStartingTLS = true
+                    break answering
                 case .transmit, .close:
                     ending = action
                     break answering
@@ -63,6 +68,13 @@ struct HandshakeHarness: ~Copyable {
             }
             if consumed == 0 { return }
         }
+    }
+
+    /// As if TLS were up: from now on all bytes are encrypted.
+    mutating func encrypt() {
+        precondition(isStartingTLS, "nobody has asked for TLS")
+        isStartingTLS = false
+        handshake.tlsStarted()
     }
 
     var session: Session? { if case .transmit(let session) = ending { session } else { nil } }
@@ -74,10 +86,12 @@ struct HandshakeHarness: ~Copyable {
     }
 
     /// Sends one option and gives the replies.
+    @discardableResult
     mutating func option(_ number: UInt32, _ data: [UInt8] = [], pieces: Int = .max) -> [Reply] {
         Reply.parse(send(Self.optionBytes(number, data), pieces: pieces))
     }
 
+    @discardableResult
     mutating func option(_ type: OptionType, _ data: [UInt8] = []) -> [Reply] { option(type.rawValue, data) }
 
     static func optionBytes(_ number: UInt32, _ data: [UInt8]) -> [UInt8] {

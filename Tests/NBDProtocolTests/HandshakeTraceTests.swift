@@ -136,6 +136,8 @@ private final class Watch: Sendable {
         case .negotiateSendReply: .negotiateSendReply(.ack, to: .go, byteCount: 1)
         case .negotiateSendReplyError: .negotiateSendReplyError("t")
         case .negotiateSendReplyList: .negotiateSendReplyList(export: "e", description: "d")
+        case .negotiateStartTLS: .negotiateStartTLS
+        case .negotiateStartTLSHandshake: .negotiateStartTLSHandshake
         case .negotiateMetaContext: .negotiateMetaContext(.go, export: "e", queryCount: 1)
         case .negotiateMetaQuerySkip: .negotiateMetaQuerySkip(reason: "r")
         case .negotiateMetaQueryReply: .negotiateMetaQueryReply(context: "c", id: 1)

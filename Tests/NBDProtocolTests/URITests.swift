@@ -94,11 +94,19 @@ private func parse(_ text: String) throws -> NBDURI { try NBDURI(parsing: text) 
     @Test func `has TLS parameters, but none that opens local files`() throws {  // P-URI-06
         let uri = try parse("nbds://h/x?tls-type=psk&tls-hostname=a.b&tls-verify-peer=0")
         #expect(uri.tls == NBDURI.TLSParameters(kind: .psk, hostname: "a.b", verifiesPeer: false))
-        for bad in ["tls-type=ssl", "tls-type", "tls-hostname=", "tls-verify-peer=yes", "tls-certificates=/c", "tls-psk-file=/k"] {
+        for bad in ["tls-type=ssl", "tls-type", "tls-hostname=", "tls-verify-peer=yes", "tls-certificates=/c", "tls-psk-file=/k"] {  // the last two: see below
             let error = #expect(throws: NBDURIError.self) { try parse("nbds://h/x?\(bad)") }
             guard case .badParameter(let name, _)? = error else { throw error ?? .notAURI }
             #expect(bad.hasPrefix(name))
         }
+    }
+
+    @Test func `names local files when whoever reads it allows that`() throws {  // P-URI-06
+        let uri = try NBDURI(parsing: "nbds://h/?tls-certificates=/c%20d&tls-psk-file=/k&tls-verify-peer=true", allowsLocalFiles: true)
+        #expect(uri.tls == NBDURI.TLSParameters(verifiesPeer: true, certificates: "/c d", preSharedKeys: "/k"))
+        #expect(try NBDURI(parsing: uri.description, allowsLocalFiles: true) == uri)
+        #expect(throws: NBDURIError.self) { try NBDURI(parsing: uri.description) }
+        #expect(throws: NBDURIError.self) { try NBDURI(parsing: "nbds://h/?tls-certificates=", allowsLocalFiles: true) }
     }
 
     @Test func `diagnoses unknown and repeated parameters by name`() throws {  // P-URI-07

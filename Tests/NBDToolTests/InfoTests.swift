@@ -51,7 +51,7 @@ private func minified(_ text: String) -> String {
         let (name, export, start) = Self.servers[index]
         let peer = try #require(start(), "\(name)")
         let uri = peer.uri(export)
-        let report = try await InfoReport.one(uri)
+        let report = try await InfoReport.one(uri, .init())
         #expect(report.text == Peer.output("nbdinfo --no-content '\(uri)'"), "\(name)")
         let json = try #require(Peer.output("nbdinfo --no-content --json '\(uri)'"))
         #expect(minified(report.json.text).replacing("\"extended\":false,", with: "") == minified(json), "\(name)")
@@ -60,7 +60,7 @@ private func minified(_ text: String) -> String {
     @Test func `lists the same`() async throws {
         for start in [{ Peer.qemuNBD() }, { Peer.nbdkit("memory 5M") }, { Peer.nbdkit("file dir=/usr/share/common-licenses") }] {
             let peer = try #require(start())
-            let report = try await InfoReport.all(peer.uri("whatever"))
+            let report = try await InfoReport.all(peer.uri("whatever"), .init())
             let ours = Set(report.text.split(separator: "\n"))
             let theirs = try #require(Peer.output("nbdinfo --list '\(peer.uri(""))'"))
             #expect(ours == Set(theirs.split(separator: "\n")))
@@ -72,12 +72,12 @@ private func minified(_ text: String) -> String {
         let peer = try #require(Peer.qemuNBD("-x disk -A", image: image))
         let uri = peer.uri("disk")
         for context in ["base:allocation", "qemu:allocation-depth"] {
-            let map = try await InfoMap.fetch(uri, context: context)
+            let map = try await InfoMap.fetch(uri, .init(), context: context)
             #expect(map.text(totals: false) == Peer.output("nbdinfo --map=\(context) '\(uri)'"))
             #expect(map.text(totals: true) == Peer.output("nbdinfo --map=\(context) --totals '\(uri)'"))
             #expect(minified(map.json(totals: false).text) == minified(Peer.output("nbdinfo --map=\(context) --json '\(uri)'") ?? ""))
         }
-        let error = await #expect(throws: InfoFailure.self) { try await InfoMap.fetch(uri, context: "no:such") }
+        let error = await #expect(throws: InfoFailure.self) { try await InfoMap.fetch(uri, .init(), context: "no:such") }
         #expect(error?.description == "the server does not support metadata context 'no:such'")
     }
 
@@ -90,7 +90,7 @@ private func minified(_ text: String) -> String {
         for start in [{ Peer.qemuNBD() }, { Peer.nbdkit("-r null 1M") }, { Peer.nbdkit("--no-sr null 1M") }] {
             let peer = try #require(start())
             let uri = peer.uri("disk")
-            let report = try await InfoReport.one(uri)
+            let report = try await InfoReport.one(uri, .init())
             let answer = InfoReport.ability(ability, report.exports[0].info, report.mode)
             #expect((answer == true ? "0" : "2") == Peer.output("nbdinfo --can \(ability) '\(uri)'; echo $?"))
         }
@@ -98,9 +98,9 @@ private func minified(_ text: String) -> String {
 
     @Test func `says what is wrong in one line`() async throws {
         let peer = try #require(Peer.qemuNBD())
-        let refusal = await #expect(throws: RefusedOption.self) { try await InfoReport.one(peer.uri("nope")) }
+        let refusal = await #expect(throws: RefusedOption.self) { try await InfoReport.one(peer.uri("nope"), .init()) }
         #expect(refusal?.description.hasPrefix("the server refused INFO: ERR_UNKNOWN (") == true)
-        await #expect(throws: (any Error).self) { try await InfoReport.one(NBDURI(.unix(path: "/nonexistent/socket"))) }
+        await #expect(throws: (any Error).self) { try await InfoReport.one(NBDURI(.unix(path: "/nonexistent/socket")), .init()) }
     }
 }
 

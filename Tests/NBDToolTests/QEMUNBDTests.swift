@@ -114,7 +114,7 @@ private func qemuPlan(_ arguments: [String], activated: [String] = []) throws ->
         (["-d", "/dev/nbd0"], "--disconnect"),
         (["-l", "x", "a"], "--load-snapshot needs"), (["-s", "-l", "x", "-f", "qcow2", "a"], "mutually exclusive"),
         (["--tls-creds=foo", "a"], "--tls-creds"), (["--tls-authz=foo", "a"], "--tls-authz"),
-        (["--tls-hostname=foo", "a"], "--tls-hostname"),
+        (["--tls-hostname=foo", "a"], "--tls-hostname is for clients"),
         (["--object", "foo", "a"], "--object"), (["--selinux-label=foo", "a"], "--selinux-label"),
         (["--image-opts", "-f", "raw", "driver=file,filename=a"], "--image-opts and -f are mutually exclusive"),
         (["--image-opts", "driver=raw,file.driver=file,file.filename=a,bogus=1"], "unknown key 'bogus'"),
@@ -141,14 +141,26 @@ private func qemuPlan(_ arguments: [String], activated: [String] = []) throws ->
         #expect(try QEMUNBDInvocation(["-h", "--bogus=ignored"].dropLast()) == .help)
         #expect(try QEMUNBDInvocation(["-V"]) == .version)
         #expect(try QEMUNBDInvocation(["-T", "help", "--bogus"].dropLast()) == .traceNames)
-        #expect(try QEMUNBDInvocation(["-L"]) == .list(.tcp(host: "127.0.0.1", port: 10809)))
-        #expect(try QEMUNBDInvocation(["-L", "-b", "h", "-p", "1", "-r"]) == .list(.tcp(host: "h", port: 1)))
-        #expect(try QEMUNBDInvocation(["-L", "-k", "/s"]) == .list(.unix(path: "/s")))
+        #expect(try QEMUNBDInvocation(["-L"]) == .list(.tcp(host: "127.0.0.1", port: 10809), nil))
+        #expect(try QEMUNBDInvocation(["-L", "-b", "h", "-p", "1", "-r"]) == .list(.tcp(host: "h", port: 1), nil))
+        #expect(try QEMUNBDInvocation(["-L", "-k", "/s"]) == .list(.unix(path: "/s"), nil))
+    }
+
+    // S-TLS-14
+    @Test func `lists over TLS`() throws {
+        let words = ["-L", "--object", "tls-creds-psk,id=t,dir=/x,username=u", "--tls-creds", "t", "--tls-hostname", "h"]
+        let tls = TLSClientPlan(credentials: TLSCredentialsPlan(kind: .psk(username: "u"), directory: "/x", endpoint: .client), hostname: "h")
+        #expect(try QEMUNBDInvocation(words) == .list(.tcp(host: "127.0.0.1", port: 10809), tls))
+        let refused = [
+            ["-L", "--tls-creds", "t"], ["-L", "--tls-hostname", "h"], words + ["--tls-authz", "a"],
+            ["-L", "--object", "tls-creds-psk,id=t,dir=/x,endpoint=server", "--tls-creds", "t"],
+        ]
+        for words in refused { #expect(throws: ToolError.self) { try QEMUNBDInvocation(words) } }
     }
 
     @Test func `mentions every option in its help that it does not refuse`() {
         let refused: Set<String> = [
-            "connect", "disconnect", "object", "tls-creds", "tls-hostname", "tls-authz", "selinux-label",
+            "connect", "disconnect", "selinux-label",
         ]
         for option in QEMUNBDInvocation.options {
             #expect(QEMUNBDPersonality.help.contains("--\(option.name)") != refused.contains(option.name))

@@ -220,8 +220,7 @@ func refusal(_ body: () throws -> ServePlan) -> String {
     }
 
     @Test(arguments: [
-        (["--object", "secret,id=a"], "--object"), (["--tls-creds", "t"], "--tls-creds"), (["--tls-authz", "t"], "--tls-authz"),
-        (["--tls-hostname", "t"], "--tls-hostname"),
+        (["--object", "secret,id=a"], "--object"),
         (["-c", "/dev/nbd0"], "--connect"), (["-d"], "--disconnect"),
         (["--selinux-label", "l"], "--selinux-label"),
     ])

@@ -1,6 +1,7 @@
 /// An option that was sent and is not answered to the end.
 struct PendingOption {
     enum Purpose {
+        case startTLS
         case negotiate(ReplyMode)
         case request(ClientHandshake.Request)
     }
@@ -114,6 +115,9 @@ extension ClientHandshake {
 
     private mutating func acknowledged(output: inout [UInt8]) throws(HandshakeError) -> Action? {
         switch pending.purpose {
+        case .startTLS:
+            state = .startingTLS
+            return .startTLS
         case .negotiate(let agreed):
             mode = agreed
             return negotiate(.simple, output: &output)
@@ -134,6 +138,7 @@ extension ClientHandshake {
 
     private mutating func refused(_ refusal: RefusedOption, output: inout [UInt8]) throws(HandshakeError) -> Action? {
         switch pending.purpose {
+        case .startTLS: throw .tlsRefused(refusal)
         case .negotiate(.extended): return negotiate(.structured, output: &output)
         case .negotiate: return negotiate(.simple, output: &output)
         case .request(.go(let name)) where refusal.reply == .unsupported:

@@ -1,6 +1,6 @@
 /// The client's half of the handshake: bytes from the server in, bytes to it and an `Action` out. No socket, no clock.
 ///
-///     greeting ─► (EXTENDED_HEADERS) ─► (STRUCTURED_REPLY) ─► ready ⇄ one option at a time ─► transmit | close
+///     greeting ─► (STARTTLS ─► startTLS) ─► (EXTENDED_HEADERS) ─► (STRUCTURED_REPLY) ─► ready ⇄ one option at a time ─► transmit | close
 ///        └─ oldstyle: transmit at once                          └─ GO refused as unknown: EXPORT_NAME
 ///
 /// What the server may make us keep is bounded by `Limits`; what breaks the protocol throws `HandshakeError`, after which nothing more may be
@@ -14,15 +14,18 @@ public struct ClientHandshake: ~Copyable {
         /// What INFO and GO ask for besides EXPORT, which comes anyway.
         public var infoRequests: [InfoType]
         public var limits: Limits
+        /// Nothing is asked but STARTTLS before TLS is up; a server that cannot or will not is left (P-URI-01).
+        public var requiresTLS: Bool
 
         public init(
             maximumMode: ReplyMode = .extended, asksNoZeroes: Bool = true, infoRequests: [InfoType] = [.name, .description, .blockSize],
-            limits: Limits = Limits()
+            limits: Limits = Limits(), requiresTLS: Bool = false
         ) {
             self.maximumMode = maximumMode
             self.asksNoZeroes = asksNoZeroes
             self.infoRequests = infoRequests
             self.limits = limits
+            self.requiresTLS = requiresTLS
         }
     }
 
@@ -53,6 +56,8 @@ public struct ClientHandshake: ~Copyable {
     public enum Action: Equatable, Sendable {
         /// Feed more bytes.
         case read
+        /// Start TLS, then call `tlsStarted`. Nothing more may come in clear.
+        case startTLS
         /// The mode is agreed; `begin` may be called.
         case ready
         /// The option is over; `begin` may be called.
@@ -85,6 +90,7 @@ public struct ClientHandshake: ~Copyable {
         /// The answer to `pending` is on its way.
         case option
         case exportName(String)
+        case startingTLS
         case ready
         case over
     }
@@ -114,6 +120,9 @@ public struct ClientHandshake: ~Copyable {
                 case .ready:
                     guard left > 0 else { return (bytes.byteCount, .read) }
                     throw HandshakeError.unexpectedBytes
+                case .startingTLS:
+                    guard left > 0 else { return (bytes.byteCount, .read) }
+                    throw HandshakeError.dataInClear
                 case .over: return (bytes.byteCount - left, .read)
                 }
             } catch WireError.truncated {
@@ -137,6 +146,7 @@ public struct ClientHandshake: ~Copyable {
         case .option: .closed(during: pending.option.description)
         case .exportName(let name):
             .closed(during: "EXPORT_NAME '\(name.sanitized())': the server does not know or does not want to serve it")
+        case .startingTLS: .closed(during: "the TLS handshake")
         case .ready, .over: .closed(during: "the handshake")
         }
     }
@@ -151,6 +161,7 @@ public struct ClientHandshake: ~Copyable {
             let flags: UInt32 = try input.read()
             try input.skip(124)
             style = .oldstyle
+            guard !configuration.requiresTLS else { throw HandshakeError.needsFixedNewstyle(.startTLS) }
             state = .over
             let info = ExportInfo(name: "", byteCount: byteCount, flags: TransmissionFlags(rawValue: UInt16(truncatingIfNeeded: flags)))
             return .transmit(ClientSession(info: info, mode: .simple, contexts: []))
@@ -163,6 +174,21 @@ public struct ClientHandshake: ~Copyable {
         if serverFlags.contains(.noZeroes), configuration.asksNoZeroes { flags.insert(.noZeroes) }
         output.appendBigEndian(flags.rawValue)
         style = flags.contains(.fixedNewstyle) ? .fixedNewstyle : .newstyle
+        guard !configuration.requiresTLS else {
+            guard style == .fixedNewstyle else { throw HandshakeError.needsFixedNewstyle(.startTLS) }
+            send(PendingOption(.startTLS, .startTLS), [], output: &output)
+            return nil
+        }
+        return negotiateMode(output: &output)
+    }
+
+    /// Continues after `.startTLS`, from now on through TLS. Nothing was agreed before (P-TLS-10).
+    public mutating func tlsStarted(output: inout [UInt8]) -> Action {
+        guard case .startingTLS = state else { return .read }
+        return negotiateMode(output: &output) ?? .read
+    }
+
+    private mutating func negotiateMode(output: inout [UInt8]) -> Action? {
         let wanted = style == .fixedNewstyle ? configuration.maximumMode : .simple
         return negotiate(wanted, output: &output)
     }

@@ -95,6 +95,10 @@ public enum HandshakeError: Error, Equatable, Sendable, CustomStringConvertible 
     /// Bytes arrived although nothing was asked.
     case unexpectedBytes
     case closed(during: String)
+    /// TLS is a must for us, and the server does not do it.
+    case tlsRefused(RefusedOption)
+    /// Bytes in clear behind the ACK of STARTTLS: somebody wants them to be taken for encrypted ones (P-TLS-11).
+    case dataInClear
     /// `begin` while an option is under way, or before the greeting.
     case notReady
     /// P-HS-08: such a server understands EXPORT_NAME only.
@@ -114,6 +118,8 @@ public enum HandshakeError: Error, Equatable, Sendable, CustomStringConvertible 
         case .badTransmissionFlags(let flags): "the server's transmission flags 0x\(String(flags, radix: 16)) lack HAS_FLAGS"
         case .unexpectedBytes: "the server sent bytes nobody asked for"
         case .closed(let phase): "the server closed the connection during \(phase)"
+        case .tlsRefused(let refusal): "no TLS with this server: \(refusal)"
+        case .dataInClear: "the server sent bytes in clear behind its ACK of STARTTLS"
         case .notReady: "another option is under way"
         case .needsFixedNewstyle(let option): "the server is too old for \(option)"
         case .badName: "a name or query is longer than 4096 bytes or contains NUL"

@@ -25,6 +25,10 @@ public enum ProtocolViolation: Error, Equatable, Sendable {
     /// EXPORT_NAME that cannot be honoured: there is no error reply for it (P-OPT-02).
     case exportNameRefused(String)
     case payloadTooLong(byteCount: UInt64)
+    /// Bytes in clear behind STARTTLS, which somebody wants to be taken for encrypted ones (P-TLS-09, P-TLS-11).
+    case dataInClearWithStartTLS
+    /// The TLS handshake failed, or the peer that it proved may not connect; with the reason.
+    case tlsFailed(String)
     case handshakeTimeout
     /// The bytes ended in the middle of a message.
     case truncated
@@ -51,6 +55,8 @@ extension ProtocolViolation: CustomStringConvertible {
         case .optionBeforeFixedNewstyle(let option): "option \(option) from a client without fixed newstyle"
         case .exportNameRefused(let name): "EXPORT_NAME '\(name.sanitized())' refused"
         case .payloadTooLong(let count): "request payload of \(count) bytes"
+        case .dataInClearWithStartTLS: "bytes in clear behind STARTTLS"
+        case .tlsFailed(let reason): "TLS: \(reason)"
         case .handshakeTimeout: "handshake not finished in time"
         case .truncated: "connection ended in the middle of a message"
         case .tooSlow: "hardly moved for too long"

@@ -24,7 +24,7 @@ extension ServerHandshake {
             switch option {
             case .exportName: return exportName(payload.remainder())
             case .list: return try list()
-            case .startTLS: throw Refusal(.policy, "TLS is not configured on this server")
+            case .startTLS: return try startTLS(output: &output)
             case .info, .go: return try info(option, &payload)
             case .structuredReply: try agree(on: .structured)
             case .extendedHeaders: try agree(on: .extended)
@@ -35,6 +35,16 @@ extension ServerHandshake {
         } catch {
             return refuse(option, error, output: &output)
         }
+    }
+
+    private mutating func startTLS(output: inout [UInt8]) throws(Refusal) -> Action {
+        trace?(.negotiateStartTLS)
+        guard tls != .off else { throw Refusal(.policy, "TLS is not configured on this server") }
+        guard !isEncrypted else { throw Refusal(.invalid, "TLS is already in use") }
+        reply(.ack, to: .startTLS, output: &output)
+        trace?(.negotiateStartTLSHandshake)
+        state = .startingTLS
+        return .startTLS
     }
 
     private mutating func exportName(_ bytes: [UInt8]) -> Action {
@@ -103,6 +113,8 @@ extension ServerHandshake {
     public mutating func answer(_ export: ExportDescription?, output: inout [UInt8]) -> Action {
         guard case .lookingUp(let option, let inquiry) = state else { return close(nil) }
         state = .option
+        // In clear, an export that requires TLS does not exist.
+        let export = export?.requiresTLS == true && !isEncrypted ? nil : export
         switch inquiry {
         case .exportName(let name):
             guard let export else { return close(.exportNameRefused(name)) }
@@ -113,7 +125,11 @@ extension ServerHandshake {
             if !clientFlags.contains(.noZeroes) { output.append(contentsOf: repeatElement(0, count: 124)) }
             return transmit(export)
         case .info(let name, let types):
-            guard let export else { return refuse(option, .unknownExport(name), output: &output) }
+            guard let export else {
+                // The same answer for what is not there and for what is not shown in clear (P-TLS-08): names must not be guessed.
+                let mayAppear = tls == .optional && !isEncrypted
+                return refuse(option, mayAppear ? .hiddenExport(name) : .unknownExport(name), output: &output)
+            }
             return answerInfo(option, export, types, output: &output)
         case .metaContexts(let name, let queries):
             guard let export else { return refuse(option, .unknownExport(name), output: &output) }
@@ -174,6 +190,8 @@ extension ServerHandshake {
     public mutating func answer(list exports: [ExportDescription], output: inout [UInt8]) -> Action {
         guard case .listing = state else { return close(nil) }
         state = .option
+        let showsAll = isEncrypted
+        let exports = exports.filter { showsAll || !$0.requiresTLS }
         if !hasListed { optionsLeft += 8 * exports.count }
         hasListed = true
         for export in exports {
@@ -207,5 +225,9 @@ extension ServerHandshake {
 extension ServerHandshake.Refusal {
     static func unknownExport(_ name: String) -> Self {
         Self(.unknown, "export '\(name.sanitized())' is not here")
+    }
+
+    static func hiddenExport(_ name: String) -> Self {
+        Self(.tlsRequired, "export '\(name.sanitized())' is not here without TLS: send STARTTLS first")
     }
 }

@@ -7,6 +7,8 @@
 /// - `.read`: nothing more to do until more bytes arrive;
 /// - `.lookUp(name)`: find the export and call `answer(_:)`, or `answerForbidden`;
 /// - `.list`: call `answer(list:)` with all exports that this client may see, in the order of their creation;
+/// - `.startTLS`: what is in `output` is the last that goes in clear; once TLS is up, call `tlsStarted()`. What is left in the inbox came in
+///   clear from somebody who does not wait: close (P-TLS-11);
 /// - `.transmit(session)`: the handshake is over, what is left in the inbox belongs to the transmission phase;
 /// - `.close(nil)` after a clean end (ABORT), `.close(violation)` otherwise.
 ///
@@ -16,6 +18,7 @@ public struct ServerHandshake: ~Copyable {
         case read
         case lookUp(String)
         case list
+        case startTLS
         case transmit(Session)
         case close(ProtocolViolation?)
     }
@@ -24,10 +27,11 @@ public struct ServerHandshake: ~Copyable {
     enum State {
         case clientFlags
         case option
-        /// The rest of an option's data is read and thrown away, then the refusal goes out.
-        case discarding(OptionType, remaining: Int, refusal: Refusal)
+        /// The rest of an option's data is read and thrown away, then the refusal goes out, and the conversation ends if there is a violation.
+        case discarding(OptionType, remaining: Int, refusal: Refusal, violation: ProtocolViolation?)
         case lookingUp(OptionType, Inquiry)
         case listing
+        case startingTLS
         case ended
     }
 
@@ -41,7 +45,10 @@ public struct ServerHandshake: ~Copyable {
 
     let limits: HandshakeLimits
     let isListable: Bool
+    let tls: TLSPolicy
     let trace: Tracer?
+    /// Everything since `tlsStarted` is encrypted.
+    public private(set) var isEncrypted = false
     var state = State.clientFlags
     var clientFlags: ClientFlags = []
     var mode = ReplyMode.simple
@@ -51,10 +58,15 @@ public struct ServerHandshake: ~Copyable {
     var hasListed = false
     var isShuttingDown = false
 
-    /// - Parameter isListable: whether LIST is answered; otherwise it is refused with ERR_POLICY (S-LIST-06).
-    public init(limits: HandshakeLimits = HandshakeLimits(), isListable: Bool = true, trace: Tracer? = nil) {
+    /// - Parameters:
+    ///   - isListable: whether LIST is answered; otherwise it is refused with ERR_POLICY (S-LIST-06).
+    ///   - tls: constant for the connection (P-TLS-02).
+    public init(
+        limits: HandshakeLimits = HandshakeLimits(), isListable: Bool = true, tls: TLSPolicy = .off, trace: Tracer? = nil
+    ) {
         self.limits = limits
         self.isListable = isListable
+        self.tls = tls
         self.trace = trace
         optionsLeft = limits.optionCountLimit
     }
@@ -69,6 +81,16 @@ public struct ServerHandshake: ~Copyable {
 
     /// From now on every option but ABORT is answered with ERR_SHUTDOWN (P-TERM-06).
     public mutating func shutDown() { isShuttingDown = true }
+
+    /// Continues after `.startTLS`: nothing that was agreed in clear holds any more, a stranger between the two may have said it (P-TLS-10).
+    /// What counts against the limits goes on counting.
+    public mutating func tlsStarted() {
+        guard case .startingTLS = state else { return }
+        isEncrypted = true
+        mode = .simple
+        selection = nil
+        state = .option
+    }
 
     /// Takes one message from the front of `input`, if a whole one is there.
     ///
@@ -85,14 +107,15 @@ public struct ServerHandshake: ~Copyable {
             return (4, .read)
         case .option:
             return receiveOption(input, output: &output)
-        case .discarding(let option, let remaining, let refusal):
+        case .discarding(let option, let remaining, let refusal, let violation):
             let taken = min(remaining, input.byteCount)
             guard taken == remaining else {
-                state = .discarding(option, remaining: remaining - taken, refusal: refusal)
+                state = .discarding(option, remaining: remaining - taken, refusal: refusal, violation: violation)
                 return (taken, .read)
             }
-            return (taken, refuse(option, refusal, output: &output))
-        case .lookingUp, .listing:
+            let action = refuse(option, refusal, output: &output)
+            return (taken, violation == nil ? action : close(violation))
+        case .lookingUp, .listing, .startingTLS:
             return (0, .read)
         case .ended:
             return (0, .close(nil))
@@ -125,9 +148,14 @@ public struct ServerHandshake: ~Copyable {
             trace?(.negotiateOptionsCheckOption(option, byteCount: length))
             guard countOption() else { return (16, close(.tooManyOptions)) }
             if option == .exportName {
-                return (16, close(isShuttingDown ? .exportNameRefused("") : .optionTooLong(option, byteCount: length)))
+                // There is no error reply for it (P-OPT-02).
+                let isTooLong = refusal.type == .invalid
+                return (16, close(isTooLong ? .optionTooLong(option, byteCount: length) : .exportNameRefused("")))
             }
-            state = .discarding(option, remaining: Int(length), refusal: refusal)
+            // Whoever sends data with STARTTLS may be trying to smuggle it past TLS (S-TLS-03).
+            let isSmuggling = option == .startTLS && tls != .off && !isEncrypted && length > 0
+            state = .discarding(
+                option, remaining: Int(length), refusal: refusal, violation: isSmuggling ? .dataInClearWithStartTLS : nil)
             let (taken, action) = receive(input.extracting(droppingFirst: 16), output: &output)
             return (16 + taken, action)
         }
@@ -146,6 +174,10 @@ public struct ServerHandshake: ~Copyable {
     /// Refusals that do not depend on the data: it is then thrown away in whatever pieces it comes.
     private mutating func refusalBeforeReading(_ option: OptionType, byteCount: UInt32) -> Refusal? {
         if isShuttingDown { return Refusal(.shutdown, "the server is shutting down") }
+        // P-TLS-05; ABORT was answered before.
+        if tls == .required, !isEncrypted, option != .startTLS {
+            return Refusal(.tlsRequired, "option \(option.rawValue) needs TLS: send STARTTLS first")
+        }
         switch option {
         case .exportName:
             return byteCount > stringByteCountLimit ? Refusal(.invalid, "") : nil

@@ -1,8 +1,9 @@
 extension NBDURI {
     /// Reads a URI.
     ///
+    /// - Parameter allowsLocalFiles: whether the URI may name files of ours, for TLS (P-URI-06). Only for URIs that a person has typed.
     /// - Throws: `NBDURIError` naming the part that is wrong. No text traps, whatever it holds.
-    public init(parsing text: String) throws(NBDURIError) {
+    public init(parsing text: String, allowsLocalFiles: Bool = false) throws(NBDURIError) {
         let all = Array(text.utf8)
         guard let colon = all.firstIndex(of: UInt8(ascii: ":")), all.dropFirst(colon).starts(with: "://".utf8) else { throw .notAURI }
         let (transport, requiresTLS) = try Self.scheme(all[..<colon])
@@ -21,7 +22,7 @@ extension NBDURI {
         }
         // P-URI-04: without the first slash only, so that "//disk" names "/disk".
         let exportName = try Self.text(rest[pathStart..<queryStart].dropFirst(), part: "export name", allowsControls: true)
-        let query = try Query(rest[queryStart...].dropFirst())
+        let query = try Query(rest[queryStart...].dropFirst(), allowsLocalFiles: allowsLocalFiles)
 
         let address: Address
         switch transport {
@@ -113,7 +114,7 @@ private struct Query {
     var socket: String?
     var tls = NBDURI.TLSParameters()
 
-    init(_ bytes: ArraySlice<UInt8>) throws(NBDURIError) {
+    init(_ bytes: ArraySlice<UInt8>, allowsLocalFiles: Bool) throws(NBDURIError) {
         var seen: Set<String> = []
         for item in bytes.split(separator: UInt8(ascii: "&")) {
             let equals = item.firstIndex(of: UInt8(ascii: "=")) ?? item.endIndex
@@ -140,13 +141,16 @@ private struct Query {
                 tls.hostname = hostname
             case "tls-verify-peer":
                 switch try NBDURI.text(raw, part: name) {
-                case "0": tls.verifiesPeer = false
-                case "1": tls.verifiesPeer = true
+                case "0", "false": tls.verifiesPeer = false
+                case "1", "true": tls.verifiesPeer = true
                 default: throw .badParameter(name, reason: "must be 0 or 1")
                 }
             case "tls-certificates", "tls-psk-file":
                 // P-URI-06: a URI may come from a stranger, who must not choose which of our files are read.
-                throw .badParameter(name, reason: "a URI may not name local files")
+                guard allowsLocalFiles else { throw .badParameter(name, reason: "a URI may not name local files") }
+                let path = try NBDURI.text(raw, part: name)
+                guard !path.isEmpty else { throw .badParameter(name, reason: "is empty") }
+                if name == "tls-psk-file" { tls.preSharedKeys = path } else { tls.certificates = path }
             default:
                 throw .unknownParameter(name.sanitized())
             }

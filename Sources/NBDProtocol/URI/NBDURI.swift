@@ -22,11 +22,19 @@ public struct NBDURI: Hashable, Sendable {
         /// The name that the server's certificate must bear; nil: the host of the URI.
         public var hostname: String?
         public var verifiesPeer: Bool?
+        /// A directory of certificates on our side (libnbd's layout); only when local files are allowed.
+        public var certificates: String?
+        /// A file of keys on our side; the same.
+        public var preSharedKeys: String?
 
-        public init(kind: Kind? = nil, hostname: String? = nil, verifiesPeer: Bool? = nil) {
+        public init(
+            kind: Kind? = nil, hostname: String? = nil, verifiesPeer: Bool? = nil, certificates: String? = nil, preSharedKeys: String? = nil
+        ) {
             self.kind = kind
             self.hostname = hostname
             self.verifiesPeer = verifiesPeer
+            self.certificates = certificates
+            self.preSharedKeys = preSharedKeys
         }
     }
 
@@ -71,6 +79,8 @@ extension NBDURI: CustomStringConvertible {
         if let kind = tls.kind { parameters.append("tls-type=\(kind.rawValue)") }
         if let hostname = tls.hostname { parameters.append("tls-hostname=" + Percent.encode(hostname, keeping: "")) }
         if let verifies = tls.verifiesPeer { parameters.append("tls-verify-peer=\(verifies ? 1 : 0)") }
+        if let path = tls.certificates { parameters.append("tls-certificates=" + Percent.encode(path, keeping: "/")) }
+        if let path = tls.preSharedKeys { parameters.append("tls-psk-file=" + Percent.encode(path, keeping: "/")) }
         return text + (parameters.isEmpty ? "" : "?" + parameters.joined(separator: "&"))
     }
 }

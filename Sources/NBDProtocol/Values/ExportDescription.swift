@@ -45,10 +45,12 @@ public struct ExportDescription: Equatable, Sendable {
     public var contexts: [MetaContext]
     /// TRIM and WRITE_ZEROES are not for this client: they are answered EPERM, and not EINVAL as what the device cannot do.
     public var isZeroingForbidden = false
+    /// In clear, this export does not exist (SELECTIVETLS, P-TLS-08).
+    public var requiresTLS: Bool
 
     public init(
         id: UInt64, name: String, text: String = "", byteCount: UInt64, flags: TransmissionFlags, blockSizes: BlockSizes = BlockSizes(),
-        contexts: [MetaContext] = [.baseAllocation]
+        contexts: [MetaContext] = [.baseAllocation], requiresTLS: Bool = false
     ) {
         self.id = id
         self.name = name
@@ -57,6 +59,7 @@ public struct ExportDescription: Equatable, Sendable {
         self.flags = flags
         self.blockSizes = blockSizes
         self.contexts = contexts
+        self.requiresTLS = requiresTLS
     }
 }
 

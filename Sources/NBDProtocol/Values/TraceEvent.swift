@@ -17,6 +17,8 @@ public enum TraceEvent: Sendable {
     case negotiateSendReply(OptionReplyType, to: OptionType, byteCount: Int)
     case negotiateSendReplyError(String)
     case negotiateSendReplyList(export: String, description: String)
+    case negotiateStartTLS
+    case negotiateStartTLSHandshake
     case negotiateMetaContext(OptionType, export: String, queryCount: UInt32)
     case negotiateMetaQuerySkip(reason: String)
     case negotiateMetaQueryReply(context: String, id: UInt32)
@@ -52,6 +54,8 @@ public enum TraceEvent: Sendable {
         case negotiateSendReply = "nbd_negotiate_send_rep_len"
         case negotiateSendReplyError = "nbd_negotiate_send_rep_err"
         case negotiateSendReplyList = "nbd_negotiate_send_rep_list"
+        case negotiateStartTLS = "nbd_negotiate_handle_starttls"
+        case negotiateStartTLSHandshake = "nbd_negotiate_handle_starttls_handshake"
         case negotiateMetaContext = "nbd_negotiate_meta_context"
         case negotiateMetaQuerySkip = "nbd_negotiate_meta_query_skip"
         case negotiateMetaQueryReply = "nbd_negotiate_meta_query_reply"
@@ -104,6 +108,8 @@ public enum TraceEvent: Sendable {
         case .negotiateSendReplyError(let text): (.negotiateSendReplyError, "text='\(text)'")
         case .negotiateSendReplyList(let export, let description):
             (.negotiateSendReplyList, "export='\(export.sanitized())' description='\(description.sanitized())'")
+        case .negotiateStartTLS: (.negotiateStartTLS, "")
+        case .negotiateStartTLSHandshake: (.negotiateStartTLSHandshake, "")
         case .negotiateMetaContext(let option, let export, let count):
             (.negotiateMetaContext, "option=\(option) export='\(export.sanitized())' queries=\(count)")
         case .negotiateMetaQuerySkip(let reason): (.negotiateMetaQuerySkip, "reason='\(reason)'")

@@ -1,3 +1,5 @@
+import NBDTLS
+
 /// Who is at the other end of a connection, as far as the system and TLS have proved it. What rules are about.
 public struct PeerIdentity: Equatable, Sendable {
     public enum Address: Hashable, Sendable {
@@ -30,7 +32,7 @@ public struct PeerIdentity: Equatable, Sendable {
         case none
         /// TLS, but the client has shown nothing: no certificate was asked for.
         case anonymous
-        /// The subject of a certificate that was verified, in the form of RFC 4514 as QEMU sees it: `CN=client,O=Example,C=DE`.
+        /// The subject of a certificate that was verified, in the words of GnuTLS as QEMU sees it: `C=DE,O=Example,CN=client`.
         case certificate(distinguishedName: String)
         case psk(user: String)
     }
@@ -43,6 +45,15 @@ public struct PeerIdentity: Equatable, Sendable {
         self.address = address
         self.unix = unix
         self.tls = tls
+    }
+
+    /// A peer whose TLS handshake is over.
+    mutating func prove(_ peer: TLSPeer) {
+        switch peer {
+        case .anonymous: tls = .anonymous
+        case .certificate(let name): tls = .certificate(distinguishedName: name)
+        case .psk(let user): tls = .psk(user: user)
+        }
     }
 
     /// What `authz` objects compare: the distinguished name or the name of the PSK user.

@@ -6,7 +6,7 @@ import NBDProtocol
 ///     authz-list,id=ID[,policy=allow|deny][,rules.0.match=NAME,rules.0.policy=allow|deny[,rules.0.format=exact|glob]]…
 ///     authz-list-file,id=ID,filename=PATH[,refresh=on|off]
 ///
-/// The name is the distinguished name of the client's certificate, `CN=client,O=Example` (a comma is written twice on a command line), or
+/// The name is the distinguished name of the client's certificate, `O=Example,CN=client` (a comma is written twice on a command line), or
 /// the user of its pre-shared key (S-TLS-08).
 enum AuthorizationPlan: Equatable, Sendable {
     case list(NameList)

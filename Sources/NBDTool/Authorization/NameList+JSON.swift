@@ -3,7 +3,7 @@ import NBDProtocol
 
 /// The file of `authz-list-file`, as QEMU has it:
 ///
-///     { "rules": [ { "match": "CN=client,O=Example", "policy": "allow", "format": "exact" } ], "policy": "deny" }
+///     { "rules": [ { "match": "O=Example,CN=client", "policy": "allow", "format": "exact" } ], "policy": "deny" }
 ///
 /// Unknown keys are errors.
 extension NameList: Decodable {

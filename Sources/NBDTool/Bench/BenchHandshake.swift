@@ -20,7 +20,7 @@ struct BenchConnection: Sendable {
     ///
     /// - Throws: `.runtime` with one sentence: nobody there, the server refuses, or breaks the protocol.
     static func open(_ uri: NBDURI, mode: ReplyMode) throws(ToolError) -> BenchConnection {
-        guard !uri.requiresTLS else { throw .runtime("TLS (nbds://) is not built in yet") }
+        guard !uri.requiresTLS else { throw .runtime("nbd bench does not speak TLS (nbds://)") }
         let socket = try BenchSocket.connect(uri.address, timeLimitMilliseconds: timeLimitMilliseconds)
         var line = BenchLine(socket, mode: .simple, depth: 1, payload: nil)
         var handshake = ClientHandshake(ClientHandshake.Configuration(maximumMode: mode, infoRequests: [.blockSize]))
@@ -52,7 +52,7 @@ struct BenchConnection: Sendable {
                 case .ready: try handshake.begin(.go(export: uri.exportName), output: &output)
                 case .transmit(let agreed): session = agreed
                 case .completed(.refused(let told)): refusal = told
-                case .completed, .close: needsMore = true
+                case .completed, .close, .startTLS: needsMore = true
                 }
             } catch {
                 throw .runtime("\(error)")

@@ -6,7 +6,7 @@ extension Configuration: Decodable {
         let keys = try StrictKeys(
             decoder,
             [
-                "default-export", "pid-file", "poll", "fast-path", "user", "group", "sandbox", "limits", "listeners", "exports", "allow", "deny",
+                "default-export", "pid-file", "poll", "fast-path", "user", "group", "sandbox", "tls", "limits", "listeners", "exports", "allow", "deny",
             ])
         defaultExport = try keys.decode("default-export")
         pidFile = try keys.decode("pid-file")
@@ -15,6 +15,7 @@ extension Configuration: Decodable {
         user = try keys.decode("user")
         group = try keys.decode("group")
         sandbox = try keys.decode("sandbox")
+        tls = try keys.decode("tls")
         limits = try keys.decode("limits")
         listeners = try keys.decode("listeners")
         exports = try keys.decode("exports")
@@ -46,6 +47,16 @@ extension Configuration.Limits: Decodable {
     }
 }
 
+extension Configuration.TLS: Decodable {
+    init(from decoder: any Decoder) throws {
+        let keys = try StrictKeys(decoder, ["credentials", "directory", "verify-peer", "mode"])
+        credentials = try keys.decode("credentials")
+        directory = try keys.require("directory")
+        verifyPeer = try keys.decode("verify-peer")
+        mode = try keys.decode("mode")
+    }
+}
+
 extension Configuration.Listener: Decodable {
     init(from decoder: any Decoder) throws {
         let keys = try StrictKeys(decoder, ["host", "port", "unix", "activated", "oldstyle", "list"])
@@ -63,7 +74,7 @@ extension Configuration.Export: Decodable {
         let keys = try StrictKeys(
             decoder,
             [
-                "name", "description", "file", "memory", "null", "pattern", "format", "read-only", "offset", "size", "cache", "discard",
+                "name", "description", "file", "memory", "null", "pattern", "format", "read-only", "tls", "offset", "size", "cache", "discard",
                 "detect-zeroes", "aio", "locking", "allocation-depth", "bitmap", "track",
             ])
         name = try keys.require("name")
@@ -74,6 +85,7 @@ extension Configuration.Export: Decodable {
         pattern = try keys.decode("pattern")
         format = try keys.decode("format")
         readOnly = try keys.decode("read-only")
+        tls = try keys.decode("tls")
         offset = try keys.decode("offset")
         size = try keys.decode("size")
         cache = try keys.decode("cache")

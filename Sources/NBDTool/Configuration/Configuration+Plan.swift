@@ -1,4 +1,5 @@
 import BlockDrivers
+import NBDProtocol
 
 extension Configuration {
     /// Makes the file the starting point of a plan; the command line changes it afterwards.
@@ -10,6 +11,7 @@ extension Configuration {
             plan.pidFile = pidFile
             if let poll { plan.pollLimit = try NBDTool.Limits.poll(poll, "poll") }
             if let fastPath { plan.usesFastPath = fastPath }
+            if let tls { plan.tls = try self.plan(tls) }
             if let limits { try apply(limits, to: &plan) }
             try applyAccess(to: &plan.access)
             for (index, listener) in (listeners ?? []).enumerated() {
@@ -49,6 +51,21 @@ extension Configuration {
         }
     }
 
+    private func plan(_ tls: TLS) throws(ToolError) -> ServePlan.TLSPlan {
+        guard !tls.directory.isEmpty else { throw .usage("tls.directory is empty") }
+        let kind: TLSCredentialsPlan.Kind
+        switch tls.credentials ?? "x509" {
+        case "x509": kind = .x509(verifiesPeer: tls.verifyPeer ?? true, checksOwn: true)
+        case "psk":
+            guard tls.verifyPeer != false else { throw .usage("tls.verify-peer cannot be off with keys that both sides know") }
+            kind = .psk(username: nil)
+        case let other: throw .usage("tls.credentials is x509 or psk, not '\(other.sanitized())'")
+        }
+        let credentials = TLSCredentialsPlan(kind: kind, directory: tls.directory, endpoint: .server)
+        return ServePlan.TLSPlan(
+            credentials: credentials, policy: try tls.mode.map { text throws(ToolError) in try ServePlan.policy(text, "tls.mode") } ?? .required)
+    }
+
     private func plan(_ listener: Listener, _ place: String) throws(ToolError) -> ServePlan.ListenerPlan {
         var plan = ServePlan.ListenerPlan(place: .privateSocket, oldstyleExport: listener.oldstyle, isListable: listener.list ?? true)
         switch (listener.host, listener.unix, listener.activated) {
@@ -77,6 +94,7 @@ extension Configuration {
         plan.offset = export.offset?.byteCount ?? 0
         plan.byteCount = export.size?.byteCount
         plan.isReadOnly = export.readOnly ?? false
+        if let text = export.tls { plan.requiresTLS = try ExportPlan.requiresTLS(text, place) }
         if let format = export.format { try plan.set(format: format) }
         try plan.storage.apply(
             cache: export.cache, discard: export.discard, detectZeroes: export.detectZeroes, aio: export.aio, spell: { "\(place).\($0)" })

@@ -34,6 +34,15 @@ struct Configuration: Equatable, Sendable {
         var connectionMemory: ConfiguredSize?
     }
 
+    struct TLS: Equatable, Sendable {
+        /// x509 (the default), psk.
+        var credentials: String?
+        var directory: String
+        var verifyPeer: Bool?
+        /// required (the default), optional.
+        var mode: String?
+    }
+
     struct Listener: Equatable, Sendable {
         var host: String?
         var port: Int?
@@ -53,6 +62,8 @@ struct Configuration: Equatable, Sendable {
         var pattern: ConfiguredSize?
         var format: String?
         var readOnly: Bool?
+        /// required, optional.
+        var tls: String?
         var offset: ConfiguredSize?
         var size: ConfiguredSize?
         var cache: String?
@@ -88,6 +99,7 @@ struct Configuration: Equatable, Sendable {
     var user: String?
     var group: String?
     var sandbox: String?
+    var tls: TLS?
     var limits: Limits?
     var listeners: [Listener]?
     var exports: [Export]?

@@ -7,7 +7,7 @@ enum QEMUNBDInvocation: Equatable, Sendable {
     /// `-T help`.
     case traceNames
     /// `-L`: list the exports of another server.
-    case list(NBDURI.Address)
+    case list(NBDURI.Address, TLSClientPlan?)
     case serve(ServeOptions)
 
     static let options: [OptionScanner.Option] = [
@@ -59,7 +59,9 @@ enum QEMUNBDInvocation: Equatable, Sendable {
         guard options.images.isEmpty else { throw .usage("List mode is incompatible with a file name") }
         if let exportOption { throw .usage("List mode is incompatible with per-device settings (--\(exportOption))") }
         if options.forks { throw .usage("List mode is incompatible with forking") }
-        self = .list(try Self.address(options))
+        if options.tlsAuthorization != nil { throw .usage("--tls-authz is incompatible with export list") }
+        if options.tlsHostname != nil, options.tlsCredentials == nil { throw .usage("--tls-hostname is not permitted without --tls-creds") }
+        self = .list(try Self.address(options), try TLSClientPlan(options))
     }
 
     private static let perExport: Set<String> = [
@@ -101,6 +103,10 @@ enum QEMUNBDInvocation: Equatable, Sendable {
         case "trace": options.traces.append(value)
         case "fork": options.forks = true
         case "pid-file": options.pidFile = value
+        case "object": options.objects.append(value)
+        case "tls-creds": options.tlsCredentials = value
+        case "tls-authz": options.tlsAuthorization = value
+        case "tls-hostname": options.tlsHostname = value
         case "handshake-limit": options.handshakeLimit = value
         default: throw .usage(refused(name).message)
         }
@@ -108,10 +114,6 @@ enum QEMUNBDInvocation: Equatable, Sendable {
 
     private static func refused(_ name: String) -> UnsupportedOption {
         switch name {
-        case "object": .object
-        case "tls-creds": .tlsCreds
-        case "tls-authz": .tlsAuthz
-        case "tls-hostname": .tlsHostname
         case "connect": .connect
         case "disconnect": .disconnect
         default: .selinuxLabel

@@ -15,9 +15,12 @@ enum QEMUNBDList {
     /// Asks the server at `address`.
     ///
     /// - Throws: `.runtime` naming the server and the reason.
-    static func text(of address: NBDURI.Address) async throws(ToolError) -> String {
+    static func text(of address: NBDURI.Address, tls: TLSClientPlan? = nil) async throws(ToolError) -> String {
+        var options = NBDClient.Options()
+        options.tls = try tls?.load()
+        options.tlsHostname = tls?.hostname
         do {
-            let client = try await NBDClient.open(address)
+            let client = try await NBDClient.open(address, options: options)
             do {
                 var entries: [Entry] = []
                 for listed in try await client.listExports() {

@@ -12,7 +12,7 @@ enum QEMUNBDPersonality {
             case .version: HostProcess.write(Array("\(program) \(Version.current) (swift-nbd)\n".utf8), to: 1)
             case .traceNames: HostProcess.write(Array(TracePlan.names.utf8), to: 1)
             case .serve(let options): return await Serve.run(options)
-            case .list(let address): HostProcess.write(Array(try await QEMUNBDList.text(of: address).utf8), to: 1)
+            case .list(let address, let tls): HostProcess.write(Array(try await QEMUNBDList.text(of: address, tls: tls).utf8), to: 1)
             }
             return 0
         } catch {
@@ -38,6 +38,12 @@ enum QEMUNBDPersonality {
           -x, --export-name=NAME     name of the export (default: empty)
           -D, --description=TEXT     description for people
               --handshake-limit=N    seconds for the handshake (default 10; 0: no limit)
+
+        Encryption
+              --object=TYPE,id=ID,…  tls-creds-x509,id=ID,dir=DIR,endpoint=server or tls-creds-psk,…
+              --tls-creds=ID         encrypt with the credentials of this object
+              --tls-authz=ID         let in whom this object knows
+              --tls-hostname=NAME    with --list: the name that the server's certificate must bear
 
         Image
           -f, --format=FORMAT        raw (default) or qcow2; nothing is probed

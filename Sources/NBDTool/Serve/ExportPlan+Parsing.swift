@@ -2,7 +2,7 @@ import BlockDrivers
 import NBDProtocol
 
 extension ExportPlan {
-    /// Reads the value of `--export`: `name=…,file=…[,description=…][,readonly=on][,offset=…][,size=…][,cache=…]…`.
+    /// Reads the value of `--export`: `name=…,file=…[,description=…][,readonly=on][,tls=required][,offset=…][,size=…][,cache=…]…`.
     ///
     /// Exactly one of `file=PATH`, `memory=SIZE`, `null=SIZE`, `pattern=SIZE`, `node=NAME` says where the bytes are. A comma inside a value is
     /// written twice.
@@ -21,6 +21,7 @@ extension ExportPlan {
         offset = try list.takeSize("offset") ?? 0
         byteCount = try list.takeSize("size")
         isReadOnly = try list.takeSwitch("readonly") ?? readOnly
+        if let text = list.take("tls") { requiresTLS = try Self.requiresTLS(text, "--export") }
         try takeFormat(from: &list, key: "format")
         storage = defaults
         try storage.apply(
@@ -101,6 +102,15 @@ extension ExportPlan {
 
     private mutating func takeFormat(from list: inout KeyValueList, key: String) throws(ToolError) {
         if let format = list.take(key) { try set(format: format) }
+    }
+
+    /// Reads the value of `tls`: required, or optional.
+    static func requiresTLS(_ text: String, _ place: String) throws(ToolError) -> Bool {
+        switch text {
+        case "required": return true
+        case "optional": return false
+        default: throw .usage("\(place): 'tls' is required or optional, not '\(text.sanitized())'")
+        }
     }
 
     /// - Throws: `.usage` for a format that is not here.

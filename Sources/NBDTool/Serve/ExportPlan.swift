@@ -23,6 +23,8 @@ struct ExportPlan: Equatable, Sendable {
     /// Bytes from `offset` on; nil: all there are.
     var byteCount: UInt64?
     var isReadOnly = false
+    /// In clear, there is no such export.
+    var requiresTLS = false
     var storage = RawOptions()
     /// What clients may ask for besides `base:allocation`.
     var contexts = ContextPlan()

@@ -119,8 +119,10 @@ struct OpenedExport {
             isReadOnly: plan.isReadOnly, user: "export '\(plan.name.sanitized())'")
         var contexts = plan.contexts.showsAllocationDepth ? [ExportContext.allocationDepth(of: device)] : []
         contexts += bitmaps.found.map { .dirtyBitmap($0.bitmap.name, $0.source) }
-        export = Export(
+        var export = Export(
             name: plan.name, description: plan.description, device: device, isReadOnly: plan.isReadOnly, contexts: contexts)
+        export.requiresTLS = plan.requiresTLS
+        self.export = export
         self.node = node
     }
 

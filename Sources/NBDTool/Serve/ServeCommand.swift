@@ -15,6 +15,7 @@ struct ServeCommand: AsyncParsableCommand {
 
     @OptionGroup(title: "What is served") var image: ImageOptions
     @OptionGroup(title: "Where") var place: PlaceOptions
+    @OptionGroup(title: "Encryption") var tls: TLSOptions
     @OptionGroup(title: "Who may do what") var access: AccessOptions
     @OptionGroup(title: "Limits") var limit: LimitOptions
     @OptionGroup(title: "Life") var life: LifeOptions
@@ -129,6 +130,24 @@ struct ServeCommand: AsyncParsableCommand {
 
         @Flag(name: .long, help: "Do not tell clients the names of the exports.")
         var noList = false
+    }
+
+    struct TLSOptions: ParsableArguments {
+        @Option(
+            name: .long,
+            help: ArgumentHelp(
+                "TLS credentials: tls-creds-x509,id=ID,dir=DIR,endpoint=server[,verify-peer=off], tls-creds-psk,id=ID,dir=DIR,endpoint=server. Repeatable.",
+                valueName: "keys"))
+        var object: [String] = []
+
+        @Option(name: .long, help: ArgumentHelp("Encrypt with the credentials of this object.", valueName: "id"))
+        var tlsCreds: String?
+
+        @Option(name: .long, help: ArgumentHelp("Let in whom this object knows.", valueName: "id"))
+        var tlsAuthz: String?
+
+        @Option(name: .long, help: ArgumentHelp("required (default) or optional: serve in clear what is not marked tls=required.", valueName: "mode"))
+        var tls: String?
     }
 
     struct LimitOptions: ParsableArguments {
@@ -262,6 +281,11 @@ struct ServeCommand: AsyncParsableCommand {
         options.isSingle = place.single
         options.oldstyleExport = place.oldstyle
         options.isListable = !place.noList
+        options.objects = tls.object
+        options.tlsCredentials = tls.tlsCreds
+        options.tlsAuthorization = tls.tlsAuthz
+        options.tlsHostname = later.tlsHostname
+        options.tlsMode = tls.tls
         options.connectionLimit = limit.shared
         options.peerConnectionLimit = limit.maxConnectionsPerPeer
         options.handshakeCountLimit = limit.maxHandshakes
@@ -296,9 +320,6 @@ struct ServeCommand: AsyncParsableCommand {
 
 /// Options that qemu-nbd has and `nbd serve` has not yet: known, so that the answer is better than "unknown option".
 struct LaterOptions: ParsableArguments {
-    @Option(name: .long) var object: [String] = []
-    @Option(name: .long) var tlsCreds: String?
-    @Option(name: .long) var tlsAuthz: String?
     @Option(name: .long) var tlsHostname: String?
     @Option(name: [.customShort("c", allowingJoined: true), .long]) var connect: String?
     @Flag(name: .shortAndLong) var disconnect = false
@@ -307,7 +328,6 @@ struct LaterOptions: ParsableArguments {
     /// - Throws: `ValidationError` for the first that was given.
     func refuse() throws {
         let given: [(UnsupportedOption, Bool)] = [
-            (.object, !object.isEmpty), (.tlsCreds, tlsCreds != nil), (.tlsAuthz, tlsAuthz != nil), (.tlsHostname, tlsHostname != nil),
             (.connect, connect != nil), (.disconnect, disconnect),
             (.selinuxLabel, selinuxLabel != nil),
         ]

@@ -49,6 +49,15 @@ struct ServeOptions: Equatable, Sendable {
     var oldstyleExport: String?
     var isListable = true
 
+    // Encryption.
+    /// Every `--object`.
+    var objects: [String] = []
+    var tlsCredentials: String?
+    var tlsAuthorization: String?
+    var tlsHostname: String?
+    /// required, optional.
+    var tlsMode: String?
+
     // Limits.
     /// `-e`, `--max-connections`.
     var connectionLimit: String?

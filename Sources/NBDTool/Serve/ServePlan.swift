@@ -31,6 +31,9 @@ struct ServePlan: Equatable, Sendable {
     var listeners: [ListenerPlan] = []
     var defaultExport: String?
 
+    /// nil: everything is in clear.
+    var tls: TLSPlan?
+
     var connectionLimit = 100
     /// nil: three quarters of them if they are more than 32.
     var peerConnectionLimit: Int?
@@ -71,6 +74,7 @@ struct ServePlan: Equatable, Sendable {
         for text in options.blockDevices { blockDevices.append(try BlockDevicePlan(parsing: text, options)) }
         try planExports(options)
         try planListeners(options, activated: activated)
+        try planTLS(options)
         try planLimits(options)
         try access.add(options)
         try planLife(options, isActivated: !activated.isEmpty)

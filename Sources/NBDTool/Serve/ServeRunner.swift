@@ -36,6 +36,7 @@ struct ServeRunner {
         try stopper.listen(hangupStops: plan.hangupStops)
         if plan.exitsWithParent { stopper.watchParent() }
 
+        let encryption = try plan.tls.map { tls throws(ToolError) in try Encryption(tls, logger: logger) }
         let graph = Graph()
         for device in plan.blockDevices { try await device.open(in: graph) }
         var exports: [OpenedExport] = []
@@ -45,7 +46,7 @@ struct ServeRunner {
         let listeners = try makeListeners(files)
         let server: NBDServer
         do {
-            server = try NBDServer(exports: exports.map(\.export), configuration: try configuration(listeners), logger: logger)
+            server = try NBDServer(exports: exports.map(\.export), configuration: try configuration(listeners, encryption), logger: logger)
             for export in exports { try export.attach(server, in: graph) }
             try await server.start()
         } catch {
@@ -60,6 +61,9 @@ struct ServeRunner {
             try? await server.run()
             throw error
         }
+        if let encryption { stopper.adopt(reload: { encryption.reload() }) }
+        let watch = encryption?.authorization.map { gate in Task { await gate.watch() } }
+        defer { watch?.cancel() }
         stopper.adopt(server)
         do {
             try await server.run()
@@ -100,7 +104,7 @@ struct ServeRunner {
         return listeners
     }
 
-    private func configuration(_ listeners: [Listener]) throws(ToolError) -> NBDServer.Configuration {
+    private func configuration(_ listeners: [Listener], _ encryption: Encryption?) throws(ToolError) -> NBDServer.Configuration {
         var configuration = NBDServer.Configuration(listeners: listeners)
         configuration.defaultExport = plan.defaultExport
         configuration.connectionLimit = plan.connectionLimit
@@ -117,9 +121,11 @@ struct ServeRunner {
         configuration.drainLimit = plan.drainLimit
         configuration.pollLimit = plan.pollLimit
         configuration.usesFastPath = plan.usesFastPath
+        configuration.tls = encryption?.configuration
         configuration.stopsAfterLastClient = plan.stopsAfterLastClient
         let rules = AccessRules(allowed: plan.access.allowed, denied: plan.access.denied)
         if !rules.isEmpty { configuration.authorizer = rules }
+        if let gate = encryption?.authorization { configuration.authorizer = GatedAuthorizer(gate: gate, rules: configuration.authorizer) }
         if plan.trace.isOn {
             let writer = try TraceWriter(plan.trace)
             configuration.tracer = { writer.write($0, $1) }

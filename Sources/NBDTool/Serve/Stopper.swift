@@ -16,6 +16,8 @@ final class Stopper: Sendable {
         var server: NBDServer?
         var isStopping = false
         var child: pid_t?
+        /// What SIGHUP does in a server that it does not end.
+        var reload: (@Sendable () -> Void)?
     }
 
     private let state = Mutex(State())
@@ -35,14 +37,14 @@ final class Stopper: Sendable {
     /// From now on the first SIGTERM or SIGINT finishes what is in flight, and the second ends the process at once. One that comes while
     /// the server starts is remembered until it has: to leave in the middle would leave socket files behind.
     ///
-    /// - Parameter hangupStops: SIGHUP does the same; otherwise it does nothing.
+    /// - Parameter hangupStops: SIGHUP does the same; otherwise it does what `adopt(reload:)` says.
     func listen(hangupStops: Bool) throws(ToolError) {
         let signals = try StopSignals([SIGTERM, SIGINT, SIGHUP])
         Task {
             var count = 0
             for await number in signals.stream {
                 if number == SIGHUP && !hangupStops {
-                    logger.notice("SIGHUP does nothing")
+                    if let reload = state.withLock({ $0.reload }) { reload() } else { logger.notice("SIGHUP does nothing") }
                     continue
                 }
                 count += 1
@@ -63,6 +65,8 @@ final class Stopper: Sendable {
             stop("the parent process has ended")
         }
     }
+
+    func adopt(reload: @escaping @Sendable () -> Void) { state.withLock { $0.reload = reload } }
 
     func adopt(_ server: NBDServer) {
         let isLate = state.withLock { state in

@@ -1,0 +1,97 @@
+import Block
+import Logging
+import NBDClient
+import NBDProtocol
+import NBDTLS
+import Synchronization
+import Testing
+
+@testable import NBDServer
+
+private let quiet = Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() })
+
+/// Remembers whom it was asked about.
+private final class Doorkeeper: Authorizer {
+    let seen = Mutex<[PeerIdentity.TLS]>([])
+    let admitted: @Sendable (PeerIdentity) -> Bool
+
+    init(_ admitted: @escaping @Sendable (PeerIdentity) -> Bool) { self.admitted = admitted }
+
+    func admits(_ peer: PeerIdentity) -> Bool {
+        seen.withLock { $0.append(peer.tls) }
+        return admitted(peer)
+    }
+
+    func permissions(of peer: PeerIdentity, for export: String) -> Permissions { .all }
+}
+
+@Suite struct `A server with keys` {
+    private static let keys = ["alice": [UInt8](repeating: 1, count: 32), "bob": [UInt8](repeating: 2, count: 32)]
+
+    private func serve(
+        _ policy: TLSPolicy = .required, authorizer: (any Authorizer)? = nil, _ exports: [Export]? = nil, _ body: (NBDURI) async throws -> Void
+    ) async throws {
+        var configuration = NBDServer.Configuration(listeners: [])
+        configuration.tls = .init(credentials: TLSCredentialStore(TLSServerCredentials(preSharedKeys: { Self.keys[$0] })), policy: policy)
+        configuration.authorizer = authorizer
+        let exports = exports ?? [Export(name: "disk", device: MemoryDevice(byteCount: 1 << 20))]
+        try await withNBDServer(exports: exports, configuration: configuration, logger: quiet) { uri in try await body(NBDURI(parsing: uri)) }
+    }
+
+    private func options(_ user: String, key: [UInt8]? = nil) throws -> NBDClient.Options {
+        var options = NBDClient.Options()
+        options.tls = try TLSClientCredentials(user: user, key: key ?? Self.keys[user] ?? [0])
+        return options
+    }
+
+    // S-TLS-04, S-TLS-08: large transfers, and the name that was proved
+    @Test func `serves who knows one, and tells who that is`() async throws {
+        let doorkeeper = Doorkeeper { _ in true }
+        try await serve(authorizer: doorkeeper) { uri in
+            #expect(uri.requiresTLS)
+            let client = try await NBDClient.connect(uri, options: options("alice"))
+            let data = (0..<(1 << 20)).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 9) }
+            try await client.write(at: 0, data)
+            #expect(try await client.read(at: 0, count: 1 << 20) == data)
+            try await client.disconnect()
+        }
+        #expect(doorkeeper.seen.withLock { $0 } == [.psk(user: "alice")])
+    }
+
+    // S-TLS-07
+    @Test(arguments: ["alice", "mallory"]) func `turns away who does not`(user: String) async throws {
+        try await serve { uri in
+            await #expect(throws: NBDClientError.self) { try await NBDClient.connect(uri, options: options(user, key: [9])) }
+        }
+    }
+
+    // S-TLS-07, S-TLS-08
+    @Test func `turns away whom the rules do not let in`() async throws {
+        try await serve(authorizer: Doorkeeper { $0.tlsName == "alice" }) { uri in
+            _ = try await NBDClient.connect(uri, options: options("alice"))
+            await #expect(throws: NBDClientError.self) { try await NBDClient.connect(uri, options: options("bob")) }
+        }
+    }
+
+    // P-TLS-08: who may not come in without a name gets nothing in clear either, but may still encrypt
+    @Test func `judges clients in clear when they ask for something`() async throws {
+        try await serve(.optional, authorizer: Doorkeeper { $0.tlsName == "alice" }) { uri in
+            #expect(!uri.requiresTLS)
+            await #expect(throws: (any Error).self) { try await NBDClient.connect(uri) }
+            _ = try await NBDClient.connect(uri, options: options("alice"))
+        }
+    }
+
+    // S-TLS-01
+    @Test func `does not start with exports that nobody could reach`() {
+        var export = Export(name: "disk", device: MemoryDevice(byteCount: 1 << 20))
+        export.requiresTLS = true
+        #expect(throws: ServerError.self) { try NBDServer(exports: [export], configuration: .init(listeners: []), logger: quiet) }
+        var configuration = NBDServer.Configuration(listeners: [Listener(.unix(path: "/s"), oldstyleExport: "disk")])
+        configuration.tls = .init(credentials: TLSCredentialStore(TLSServerCredentials(preSharedKeys: { _ in nil })), policy: .optional)
+        #expect(throws: ServerError.self) { try NBDServer(exports: [export], configuration: configuration, logger: quiet) }
+        export.requiresTLS = false
+        configuration.tls?.policy = .required
+        #expect(throws: ServerError.self) { try NBDServer(exports: [export], configuration: configuration, logger: quiet) }
+    }
+}

@@ -1,0 +1,233 @@
+/// Certificates, keys and lists in PEM, made for these tests alone; valid until 2099 unless the name says otherwise.
+enum Fixtures {
+    static let authority = """
+        -----BEGIN CERTIFICATE-----
+        MIIBYTCCAQagAwIBAgIBZTAKBggqhkjOPQQDAjAmMRAwDgYDVQQKDAdFeGFtcGxl
+        MRIwEAYDVQQDDAlhdXRob3JpdHkwIBcNMjAwMTAxMDAwMDAwWhgPMjA5OTAxMDEw
+        MDAwMDBaMCYxEDAOBgNVBAoMB0V4YW1wbGUxEjAQBgNVBAMMCWF1dGhvcml0eTBZ
+        MBMGByqGSM49AgEGCCqGSM49AwEHA0IABJNr5wmmnsRdAp3bqZVCGH5gRsDuEO8+
+        14TjR1KDsc6DBCnQsXeqOLE9HEQOZFPDqBuyaVRwy72gxGEsY6a2OwajIzAhMA8G
+        A1UdEwEB/wQFMAMBAf8wDgYDVR0PAQH/BAQDAgEGMAoGCCqGSM49BAMCA0kAMEYC
+        IQDdvDHmjEuUp5VbqBig8p/VQS4IuTfM9vHF83haJ/MHiQIhAI4n5A6CMv1HUjo4
+        t0LsnXBGg41QUaIOyDmA+9qX0WPu
+        -----END CERTIFICATE-----
+        """
+    static let expiredAuthority = """
+        -----BEGIN CERTIFICATE-----
+        MIIBTDCB9KADAgECAgFmMAoGCCqGSM49BAMCMCYxEDAOBgNVBAoMB0V4YW1wbGUx
+        EjAQBgNVBAMMCWF1dGhvcml0eTAeFw0yMDAxMDEwMDAwMDBaFw0yMTAxMDEwMDAw
+        MDBaMCYxEDAOBgNVBAoMB0V4YW1wbGUxEjAQBgNVBAMMCWF1dGhvcml0eTBZMBMG
+        ByqGSM49AgEGCCqGSM49AwEHA0IABJNr5wmmnsRdAp3bqZVCGH5gRsDuEO8+14Tj
+        R1KDsc6DBCnQsXeqOLE9HEQOZFPDqBuyaVRwy72gxGEsY6a2OwajEzARMA8GA1Ud
+        EwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDRwAwRAIgEgGlvSoPv+e7FCWreLxXgy/Q
+        QtwXjDq8t1GspDQj5K0CIHZ2bD4jRNWNGhVPrgAAbThti5vfpMFhT6+n+lVbjO/a
+        -----END CERTIFICATE-----
+        """
+    static let authorityThatIsNone = """
+        -----BEGIN CERTIFICATE-----
+        MIIBTTCB86ADAgECAgFnMAoGCCqGSM49BAMCMCYxEDAOBgNVBAoMB0V4YW1wbGUx
+        EjAQBgNVBAMMCWF1dGhvcml0eTAgFw0yMDAxMDEwMDAwMDBaGA8yMDk5MDEwMTAw
+        MDAwMFowJjEQMA4GA1UECgwHRXhhbXBsZTESMBAGA1UEAwwJYXV0aG9yaXR5MFkw
+        EwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEk2vnCaaexF0CnduplUIYfmBGwO4Q7z7X
+        hONHUoOxzoMEKdCxd6o4sT0cRA5kU8OoG7JpVHDLvaDEYSxjprY7BqMQMA4wDAYD
+        VR0TAQH/BAIwADAKBggqhkjOPQQDAgNJADBGAiEAuXbW4W5mdhMYaUBYAhF80IoG
+        r994yGLrqmga78vmgJ4CIQD4fvA1UGDYd71J8GSbXLr13BkrBVp8As2xwkZzoA7E
+        vg==
+        -----END CERTIFICATE-----
+        """
+    static let authorityThatMayNotSign = """
+        -----BEGIN CERTIFICATE-----
+        MIIBYDCCAQagAwIBAgIBaDAKBggqhkjOPQQDAjAmMRAwDgYDVQQKDAdFeGFtcGxl
+        MRIwEAYDVQQDDAlhdXRob3JpdHkwIBcNMjAwMTAxMDAwMDAwWhgPMjA5OTAxMDEw
+        MDAwMDBaMCYxEDAOBgNVBAoMB0V4YW1wbGUxEjAQBgNVBAMMCWF1dGhvcml0eTBZ
+        MBMGByqGSM49AgEGCCqGSM49AwEHA0IABJNr5wmmnsRdAp3bqZVCGH5gRsDuEO8+
+        14TjR1KDsc6DBCnQsXeqOLE9HEQOZFPDqBuyaVRwy72gxGEsY6a2OwajIzAhMA8G
+        A1UdEwEB/wQFMAMBAf8wDgYDVR0PAQH/BAQDAgUgMAoGCCqGSM49BAMCA0gAMEUC
+        IQCZuxwdlEUJwkmd+N1J2sYEyxtPDIcGXe/39z1cDCihqQIgMBy9gP1JdlF6o8zl
+        vNF2ZGUm+wJ5OBsSAPkhZEqfBUE=
+        -----END CERTIFICATE-----
+        """
+    static let server = """
+        -----BEGIN CERTIFICATE-----
+        MIIBcTCCARagAwIBAgICA+gwCgYIKoZIzj0EAwIwJjEQMA4GA1UECgwHRXhhbXBs
+        ZTESMBAGA1UEAwwJYXV0aG9yaXR5MCAXDTIwMDEwMTAwMDAwMFoYDzIwOTkwMTAx
+        MDAwMDAwWjAjMRAwDgYDVQQKDAdFeGFtcGxlMQ8wDQYDVQQDDAZzZXJ2ZXIwWTAT
+        BgcqhkjOPQIBBggqhkjOPQMBBwNCAARusFxLHCCnBvphLlHG3J2no2RhprVG8rBH
+        +NQ6kuNynWYdR5/gT2BA84tC0Y0wSoxd7frug3InM3AkuWuZGBt9ozUwMzAMBgNV
+        HRMBAf8EAjAAMBMGA1UdJQQMMAoGCCsGAQUFBwMBMA4GA1UdDwEB/wQEAwIHgDAK
+        BggqhkjOPQQDAgNJADBGAiEA+f0mn8Aa69rJbWM3bs3ltK4qg5MuvLKu0I/t4Lhz
+        PBUCIQCbpFcsmJPhr4NRf3ERwSUF9vjfZSRgJUf9AyrUEuT+6g==
+        -----END CERTIFICATE-----
+        """
+    static let plainServer = """
+        -----BEGIN CERTIFICATE-----
+        MIIBNzCB3qADAgECAgFqMAoGCCqGSM49BAMCMCYxEDAOBgNVBAoMB0V4YW1wbGUx
+        EjAQBgNVBAMMCWF1dGhvcml0eTAgFw0yMDAxMDEwMDAwMDBaGA8yMDk5MDEwMTAw
+        MDAwMFowIzEQMA4GA1UECgwHRXhhbXBsZTEPMA0GA1UEAwwGc2VydmVyMFkwEwYH
+        KoZIzj0CAQYIKoZIzj0DAQcDQgAEbrBcSxwgpwb6YS5Rxtydp6NkYaa1RvKwR/jU
+        OpLjcp1mHUef4E9gQPOLQtGNMEqMXe367oNyJzNwJLlrmRgbfTAKBggqhkjOPQQD
+        AgNIADBFAiEA33P3My/yd9Xjk/ODsVOQzlJPZ3CR+p0yUrqs3DrZVE8CIGCPL3Nn
+        PnuCSAgib9wvoqY4rbg0XacK8h98U3KBTLYJ
+        -----END CERTIFICATE-----
+        """
+    static let expired = """
+        -----BEGIN CERTIFICATE-----
+        MIIBRzCB7qADAgECAgFrMAoGCCqGSM49BAMCMCYxEDAOBgNVBAoMB0V4YW1wbGUx
+        EjAQBgNVBAMMCWF1dGhvcml0eTAeFw0yMDAxMDEwMDAwMDBaFw0yMTAxMDEwMDAw
+        MDBaMCMxEDAOBgNVBAoMB0V4YW1wbGUxDzANBgNVBAMMBnNlcnZlcjBZMBMGByqG
+        SM49AgEGCCqGSM49AwEHA0IABG6wXEscIKcG+mEuUcbcnaejZGGmtUbysEf41DqS
+        43KdZh1Hn+BPYEDzi0LRjTBKjF3t+u6DciczcCS5a5kYG32jEDAOMAwGA1UdEwEB
+        /wQCMAAwCgYIKoZIzj0EAwIDSAAwRQIgL3Ryaw3dxJq1zh5IFsDHWVv4HF2wFrOh
+        ISQlsWvgBdwCIQCWx83el1y8rJ2iKMNC+TqhTll7m7ZyUyZpUysN7mQErQ==
+        -----END CERTIFICATE-----
+        """
+    static let notYet = """
+        -----BEGIN CERTIFICATE-----
+        MIIBSjCB8qADAgECAgFsMAoGCCqGSM49BAMCMCYxEDAOBgNVBAoMB0V4YW1wbGUx
+        EjAQBgNVBAMMCWF1dGhvcml0eTAiGA8yMDk4MDEwMTAwMDAwMFoYDzIwOTkwMTAx
+        MDAwMDAwWjAjMRAwDgYDVQQKDAdFeGFtcGxlMQ8wDQYDVQQDDAZzZXJ2ZXIwWTAT
+        BgcqhkjOPQIBBggqhkjOPQMBBwNCAARusFxLHCCnBvphLlHG3J2no2RhprVG8rBH
+        +NQ6kuNynWYdR5/gT2BA84tC0Y0wSoxd7frug3InM3AkuWuZGBt9oxAwDjAMBgNV
+        HRMBAf8EAjAAMAoGCCqGSM49BAMCA0cAMEQCIBaS+NJAI7+1qrYpnpZWpInWqN6F
+        PqIbTQZaSVbpzMCEAiB2sbBlJ/s+mOLTqC0DPeuXgSf3XBEfSfUx6XVfpiWMjg==
+        -----END CERTIFICATE-----
+        """
+    static let forClients = """
+        -----BEGIN CERTIFICATE-----
+        MIIBYDCCAQWgAwIBAgIBbTAKBggqhkjOPQQDAjAmMRAwDgYDVQQKDAdFeGFtcGxl
+        MRIwEAYDVQQDDAlhdXRob3JpdHkwIBcNMjAwMTAxMDAwMDAwWhgPMjA5OTAxMDEw
+        MDAwMDBaMCMxEDAOBgNVBAoMB0V4YW1wbGUxDzANBgNVBAMMBnNlcnZlcjBZMBMG
+        ByqGSM49AgEGCCqGSM49AwEHA0IABG6wXEscIKcG+mEuUcbcnaejZGGmtUbysEf4
+        1DqS43KdZh1Hn+BPYEDzi0LRjTBKjF3t+u6DciczcCS5a5kYG32jJTAjMAwGA1Ud
+        EwEB/wQCMAAwEwYDVR0lBAwwCgYIKwYBBQUHAwIwCgYIKoZIzj0EAwIDSQAwRgIh
+        AIXkKCQsoKIp4jDU5iZprX4KkKT0T/CM37/44sJGEgYPAiEA23psbLt+s0AMOiKf
+        2fSj2D2VVuEfSdk3fKlFlYdNvag=
+        -----END CERTIFICATE-----
+        """
+    static let authorityAsServer = """
+        -----BEGIN CERTIFICATE-----
+        MIIBTDCB86ADAgECAgFuMAoGCCqGSM49BAMCMCYxEDAOBgNVBAoMB0V4YW1wbGUx
+        EjAQBgNVBAMMCWF1dGhvcml0eTAgFw0yMDAxMDEwMDAwMDBaGA8yMDk5MDEwMTAw
+        MDAwMFowIzEQMA4GA1UECgwHRXhhbXBsZTEPMA0GA1UEAwwGc2VydmVyMFkwEwYH
+        KoZIzj0CAQYIKoZIzj0DAQcDQgAEbrBcSxwgpwb6YS5Rxtydp6NkYaa1RvKwR/jU
+        OpLjcp1mHUef4E9gQPOLQtGNMEqMXe367oNyJzNwJLlrmRgbfaMTMBEwDwYDVR0T
+        AQH/BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEA0lhYEfYB0cgnJ45Vg/e7qeX1
+        VlPlr7pxbn+q940NSrgCIFq4ywdXG3SpGJbjv2fNhPnaMgCxwJ0PtY2tAMcx805F
+        -----END CERTIFICATE-----
+        """
+    static let mayNotSign = """
+        -----BEGIN CERTIFICATE-----
+        MIIBWTCCAQCgAwIBAgIBbzAKBggqhkjOPQQDAjAmMRAwDgYDVQQKDAdFeGFtcGxl
+        MRIwEAYDVQQDDAlhdXRob3JpdHkwIBcNMjAwMTAxMDAwMDAwWhgPMjA5OTAxMDEw
+        MDAwMDBaMCMxEDAOBgNVBAoMB0V4YW1wbGUxDzANBgNVBAMMBnNlcnZlcjBZMBMG
+        ByqGSM49AgEGCCqGSM49AwEHA0IABG6wXEscIKcG+mEuUcbcnaejZGGmtUbysEf4
+        1DqS43KdZh1Hn+BPYEDzi0LRjTBKjF3t+u6DciczcCS5a5kYG32jIDAeMAwGA1Ud
+        EwEB/wQCMAAwDgYDVR0PAQH/BAQDAgUgMAoGCCqGSM49BAMCA0cAMEQCICrxy0kO
+        zkyi+RRa1wsijr1mETpIvOBLqc8dxRXU57DfAiBnd59IDjh+8cd2WlSpyzxTi6/I
+        l6GG9ttdl+WXI81PMA==
+        -----END CERTIFICATE-----
+        """
+    static let ofAnotherAuthority = """
+        -----BEGIN CERTIFICATE-----
+        MIIBRTCB7KADAgECAgFwMAoGCCqGSM49BAMCMCIxEDAOBgNVBAoMB0V4YW1wbGUx
+        DjAMBgNVBAMMBW90aGVyMCAXDTIwMDEwMTAwMDAwMFoYDzIwOTkwMTAxMDAwMDAw
+        WjAjMRAwDgYDVQQKDAdFeGFtcGxlMQ8wDQYDVQQDDAZzZXJ2ZXIwWTATBgcqhkjO
+        PQIBBggqhkjOPQMBBwNCAARusFxLHCCnBvphLlHG3J2no2RhprVG8rBH+NQ6kuNy
+        nWYdR5/gT2BA84tC0Y0wSoxd7frug3InM3AkuWuZGBt9oxAwDjAMBgNVHRMBAf8E
+        AjAAMAoGCCqGSM49BAMCA0gAMEUCICCom+9ng583dR4UE3sY+LdkS8qjXXGJtT+u
+        o0TYsiS6AiEApeABZHMsazgx0LfJGfJunmhwcXG6bol9e3aLbwynsQk=
+        -----END CERTIFICATE-----
+        """
+    static let intermediate = """
+        -----BEGIN CERTIFICATE-----
+        MIIBUjCB+qADAgECAgIH0DAKBggqhkjOPQQDAjAmMRAwDgYDVQQKDAdFeGFtcGxl
+        MRIwEAYDVQQDDAlhdXRob3JpdHkwIBcNMjAwMTAxMDAwMDAwWhgPMjA5OTAxMDEw
+        MDAwMDBaMCkxEDAOBgNVBAoMB0V4YW1wbGUxFTATBgNVBAMMDGludGVybWVkaWF0
+        ZTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABJGoRUrlbP9njfi22ujZvlaJakr/
+        cBKa40EADEA8yU1ZJGvPTwjkTiIPvAJAXVlaTwgCtR5jtjh99JSN0UeQAmajEzAR
+        MA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDRwAwRAIgIUIkQTftNiwAAQEA
+        TEgQsSundm+XIMg2IYBurXE8zRsCIHfgoekAAYd5Nu1c0cV5FX25Ui2GBTq/x57B
+        2s9AQRp3
+        -----END CERTIFICATE-----
+        """
+    static let belowIntermediate = """
+        -----BEGIN CERTIFICATE-----
+        MIIBTjCB9KADAgECAgILuDAKBggqhkjOPQQDAjApMRAwDgYDVQQKDAdFeGFtcGxl
+        MRUwEwYDVQQDDAxpbnRlcm1lZGlhdGUwIBcNMjAwMTAxMDAwMDAwWhgPMjA5OTAx
+        MDEwMDAwMDBaMCMxEDAOBgNVBAoMB0V4YW1wbGUxDzANBgNVBAMMBnNlcnZlcjBZ
+        MBMGByqGSM49AgEGCCqGSM49AwEHA0IABG6wXEscIKcG+mEuUcbcnaejZGGmtUby
+        sEf41DqS43KdZh1Hn+BPYEDzi0LRjTBKjF3t+u6DciczcCS5a5kYG32jEDAOMAwG
+        A1UdEwEB/wQCMAAwCgYIKoZIzj0EAwIDSQAwRgIhANCEAx8hrsWcH29poLpeyShi
+        5FmESYm2rjH3oU0lWdKSAiEArdSVCmkasRFBwfT6TiZFQzyw40HYiNrcBEx7ycch
+        a6s=
+        -----END CERTIFICATE-----
+        """
+    static let key = """
+        -----BEGIN PRIVATE KEY-----
+        MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgWuD5mJJZ1bF6DjJl
+        MYz+2h8RC98cmv6bVzdRZtyacNKhRANCAARusFxLHCCnBvphLlHG3J2no2RhprVG
+        8rBH+NQ6kuNynWYdR5/gT2BA84tC0Y0wSoxd7frug3InM3AkuWuZGBt9
+        -----END PRIVATE KEY-----
+        """
+    static let otherKey = """
+        -----BEGIN PRIVATE KEY-----
+        MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgXaSRThwgeyXMxR3q
+        CGQZYqmB9U0ev/5IdjyEQYvcU4ehRANCAASRqEVK5Wz/Z434ttro2b5WiWpK/3AS
+        muNBAAxAPMlNWSRrz08I5E4iD7wCQF1ZWk8IArUeY7Y4ffSUjdFHkAJm
+        -----END PRIVATE KEY-----
+        """
+    static let encryptedKey = """
+        -----BEGIN ENCRYPTED PRIVATE KEY-----
+        MIH0MF8GCSqGSIb3DQEFDTBSMDEGCSqGSIb3DQEFDDAkBBBmCgA00uKbZmz7a5fD
+        M8uTAgIIADAMBggqhkiG9w0CCQUAMB0GCWCGSAFlAwQBKgQQ9aYGorXrpmolvbb5
+        dKoKvQSBkMn30J7iJgypKvX4adfe4NwYWvprwtJsnkmoOSoHEpcRnusX3BDec+E3
+        1zFhoeBPjxcHTU47C79TcE16dIPkdVlFAfIQ1/fNEvp6ouzFEGOZ48SeajaEItmh
+        nSx+DvRrA9m6KAHoZ6LXdJzf4md+Np0QHZByAwOyN2/mhKJJIMF5VCrlwv+lrRIy
+        608YUTHecg==
+        -----END ENCRYPTED PRIVATE KEY-----
+        """
+    static let revokesServer = """
+        -----BEGIN X509 CRL-----
+        MIHcMIGDAgEBMAoGCCqGSM49BAMCMCYxEDAOBgNVBAoMB0V4YW1wbGUxEjAQBgNV
+        BAMMCWF1dGhvcml0eRcNMjAwMTAxMDAwMDAwWhgPMjA5OTAxMDEwMDAwMDBaMCow
+        EwICA+cXDTIwMDEwMTAwMDAwMFowEwICA+gXDTIwMDEwMTAwMDAwMFowCgYIKoZI
+        zj0EAwIDSAAwRQIhAOvKmYB/XI5/KIkCmAhuh6X7dvXBWlPOvxtliGSu41y8AiBK
+        NBxMlrfXhx/8SxSFJuOFQmIe9B9HJRM2Bxwurp974Q==
+        -----END X509 CRL-----
+        """
+    static let revokesIntermediate = """
+        -----BEGIN X509 CRL-----
+        MIHFMG4CAQEwCgYIKoZIzj0EAwIwJjEQMA4GA1UECgwHRXhhbXBsZTESMBAGA1UE
+        AwwJYXV0aG9yaXR5Fw0yMDAxMDEwMDAwMDBaGA8yMDk5MDEwMTAwMDAwMFowFTAT
+        AgIH0BcNMjAwMTAxMDAwMDAwWjAKBggqhkjOPQQDAgNHADBEAiBnaFn85HKNm7AC
+        4hiywwT1FXNoqTMtSqgHz7NjvKT8oAIgdvyg9bzgBDplPFvgcEl/IBKUYQ3FUlDj
+        gFHKy4XLT+w=
+        -----END X509 CRL-----
+        """
+    static let revokesNobody = """
+        -----BEGIN X509 CRL-----
+        MIGvMFcCAQEwCgYIKoZIzj0EAwIwJjEQMA4GA1UECgwHRXhhbXBsZTESMBAGA1UE
+        AwwJYXV0aG9yaXR5Fw0yMDAxMDEwMDAwMDBaGA8yMDk5MDEwMTAwMDAwMFowCgYI
+        KoZIzj0EAwIDSAAwRQIgB0n7vQlMvVmq8VlN292+J0/GEd8jA5u0UZDbMlY7UzEC
+        IQCtfvvjPd2mnGxCyNF/ipRAj4nye9tGsIceVvnDhhW3Ng==
+        -----END X509 CRL-----
+        """
+    static let overdue = """
+        -----BEGIN X509 CRL-----
+        MIHEMGwCAQEwCgYIKoZIzj0EAwIwJjEQMA4GA1UECgwHRXhhbXBsZTESMBAGA1UE
+        AwwJYXV0aG9yaXR5Fw0yMDAxMDEwMDAwMDBaFw0yMTAxMDEwMDAwMDBaMBUwEwIC
+        A+gXDTIwMDEwMTAwMDAwMFowCgYIKoZIzj0EAwIDSAAwRQIgXvj3iaOI1H7AJHYf
+        m+/cKZxYdb0uRCWe0RTSTHUVYD8CIQDlwYKRDJN0a/vLd5A0g2MpqiiTfmYT9fTi
+        hjODcSYUvw==
+        -----END X509 CRL-----
+        """
+    static let listOfAnotherAuthority = """
+        -----BEGIN X509 CRL-----
+        MIHCMGoCAQEwCgYIKoZIzj0EAwIwIjEQMA4GA1UECgwHRXhhbXBsZTEOMAwGA1UE
+        AwwFb3RoZXIXDTIwMDEwMTAwMDAwMFoYDzIwOTkwMTAxMDAwMDAwWjAVMBMCAgPo
+        Fw0yMDAxMDEwMDAwMDBaMAoGCCqGSM49BAMCA0gAMEUCIQDohsz0KHZ0ijTUxELD
+        T1TubAH/IqsxNnhKqTSVNzW5RwIgS8qNNy7t/lz3GHOgTZ1ONl+YWGtJcp1sOptW
+        orIdYY0=
+        -----END X509 CRL-----
+        """
+}
