@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seeds for the fuzzers.
 
-    seeds.py DIR                    writes DIR/{uri,handshake,transmission,client}: made-up conversations that touch every option and command
+    seeds.py DIR                    writes DIR/{uri,handshake,tls,transmission,client}: made-up conversations that touch every option and command
     seeds.py --capture [SERVER…]    runs real clients through a recording proxy and keeps what they said in corpus/; SERVER is a command
                                     line with {socket} and {disk} (default: ../.build/release/nbd serve, then qemu-nbd)
 
@@ -48,6 +48,17 @@ def request(extended, command, offset=0, length=4096, flags=0, payload=b"", cook
         flags |= PAYLOAD_LEN if payload else 0
         return struct.pack(">IHHQQQ", EXTENDED, flags, command, cookie, offset, length) + payload
     return struct.pack(">IHHQQI", REQUEST, flags, command, cookie, offset, length & 0xFFFFFFFF) + payload
+
+
+def upgrades():
+    """What is said in clear, and what behind STARTTLS."""
+    flags = struct.pack(">I", 3)
+    start = option(STARTTLS)
+    agreed = option(STRUCTURED) + meta(SET_META)
+    for clear in (start, option(LIST) + start, agreed + start, option(EXTENDED_HEADERS) + info(INFO, b"secret") + start,
+                  start + option(LIST), option(STARTTLS, b"x") + start, info(GO), option(EXPORT_NAME, b"disk"), option(ABORT)):
+        for encrypted in (info(GO, b"secret"), agreed + info(GO), start + option(LIST) + option(ABORT), option(EXPORT_NAME, b"secret")):
+            yield flags + clear, encrypted
 
 
 def handshakes():
@@ -136,6 +147,9 @@ def write(directory, kind, data):
 def generate(directory):
     for uri in URIS:
         write(directory, "uri", uri.encode())
+    for clear, encrypted in upgrades():
+        for setup in range(4):
+            write(directory, "tls", bytes([setup, 0]) + struct.pack(">H", len(clear)) + clear + encrypted)
     for i, data in enumerate(handshakes()):
         for setup in (b"\0\0", bytes([i % 4, 1 + i])):
             write(directory, "handshake", setup + data)

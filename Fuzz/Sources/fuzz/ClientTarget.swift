@@ -43,6 +43,7 @@ private struct ClientRun {
                     inbox += conversation[fed..<(fed + count)]
                     fed += count
                     continue
+                case .startTLS: preconditionFailure("nobody wants TLS")
                 case .ready: break
                 case .completed(let outcome): story.append("\(outcome)")
                 case .transmit(let agreed):

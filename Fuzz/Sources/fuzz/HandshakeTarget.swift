@@ -83,6 +83,8 @@ private struct HandshakeRun {
                         action = machine.answer(exports.first { $0.name == name }, output: &result.output)
                     case .list:
                         action = machine.answer(list: exports, output: &result.output)
+                    case .startTLS:
+                        preconditionFailure("TLS without credentials (P-TLS-04)")
                     case .transmit(let session):
                         check(session)
                         result.outcome = action

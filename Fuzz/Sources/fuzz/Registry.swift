@@ -7,6 +7,7 @@ let targets: [String: @Sendable ([UInt8]) -> Void] = [
     "client": fuzzClient,
     "handshake": fuzzHandshake,
     "image": fuzzImage,
+    "tls": fuzzTLS,
     "transmission": fuzzTransmission,
     "uri": fuzzURI,
 ]
