@@ -82,7 +82,7 @@ enum ImageOpener {
                     throw .runtime(error.description)
                 }
             case .qcow2:
-                var chain = ImageChain(plan)
+                var chain = ServedChain(plan)
                 device = try await chain.open(path, isReadOnly: isReadOnly)
             }
             return plan.chain.isTemporary ? try await TemporaryOverlay.open(over: device) : device

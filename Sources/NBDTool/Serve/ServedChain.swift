@@ -7,7 +7,7 @@ import QCOW2
 ///
 /// An image is a stranger's, and so are the names in it: a file is opened only when it lies beside the image that names it, or where the
 /// user allows it, whatever symbolic links say; its format must be in the image, or be given; no file may appear twice.
-struct ImageChain {
+struct ServedChain {
     private let plan: ChainPlan
     private let storage: RawOptions
     private var seen: Set<FileIdentity> = []
