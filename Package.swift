@@ -99,6 +99,6 @@ let package = Package(
         tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", "HostIO", nioCore]),
         tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers", nioCore, nioPosix]),
         tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "NBDTLS", "Block", nioCore, nioPosix, log, lifecycle]),
-        tests("NBDToolTests", ["NBDTool", "BlockGraph", "NBDServer", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),
+        tests("NBDToolTests", ["NBDTool", "NBDClient", "BlockGraph", "NBDServer", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),
     ]
 )

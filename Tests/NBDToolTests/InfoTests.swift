@@ -1,4 +1,5 @@
 import ArgumentParser
+import NBDClient
 import NBDProtocol
 import TestPeers
 import Testing
