@@ -268,7 +268,7 @@ def test_a_resized_image_is_in_order_and_reads_as_before(tools, options):
         tools.qemu("snapshot", "-d", "before", name)
     tools.qemu("convert", "-O", "raw", name, "raw")
     for size, flags in (("20M", ()), ("+5M", ()), ("3000000", ("--shrink",)), ("30M", ()), ("-29M", ("--shrink",)), ("8M", ())):
-        if "data_file" in options and flags:
+        if "data_file" in options and (flags or size == "8M"):
             continue
         tools.nbd("resize", "-q", *flags, name, size)
         assert tools.qemu("check", name).returncode == 0

@@ -7,10 +7,14 @@ extension ImageChecker {
     /// - Precondition: `counts` holds all references but those of the old refcount structures.
     func rebuild() async throws(ImageError) {
         let plan = try RebuildPlan(image, counts)
+        let clusterBits = UInt64(geometry.clusterBits)
+        // What refers to the place where they would stand would take them for its own data.
+        guard (plan.first + plan.clusterCount) << clusterBits <= firstOutside else {
+            throw .refused("new refcounts need a place behind the end of the file, where damaged entries lead to, too")
+        }
         for cluster in plan.first..<plan.first + plan.clusterCount {
             try decoding { () throws(FormatError) in try counts.add(to: cluster) }
         }
-        let clusterBits = UInt64(geometry.clusterBits)
         var table = [UInt64](repeating: 0, count: plan.tableClusterCount << Int(clusterBits) / 8)
         blocks = []
         for (position, index) in plan.blockIndices.enumerated() {

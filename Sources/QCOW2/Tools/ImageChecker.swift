@@ -19,6 +19,8 @@ final class ImageChecker {
     var mustRebuild = false
     /// A part of the active L1 table, while its flags are looked at.
     var l1Piece: [UInt64] = []
+    /// The lowest place behind the end of the file that something refers to.
+    var firstOutside = UInt64.max
     /// Index and place of the refcount blocks that may be read.
     var blocks: [(index: Int, offset: UInt64)] = []
 
@@ -53,6 +55,7 @@ final class ImageChecker {
         guard byteCount > 0 else { return true }
         guard isInFile(offset, byteCount) else {
             report.corruption("\(what()): \(byteCount) bytes at \(offset.hex) go beyond the end of the file")
+            firstOutside = min(firstOutside, max(offset, image.byteCount))
             return false
         }
         let last = (offset + byteCount - 1) >> clusterBits
@@ -64,7 +67,9 @@ final class ImageChecker {
 
     func isInFile(_ offset: UInt64, _ byteCount: UInt64) -> Bool {
         let (end, overflow) = offset.addingReportingOverflow(byteCount)
-        return !overflow && (end <= image.byteCount || end - image.byteCount < UInt64(geometry.clusterByteCount))
+        guard !overflow, end <= FormatLimits.virtualByteCount else { return false }
+        // Whole clusters: what would begin at the very end of the file is outside, or a repair, which writes there, would give it contents.
+        return geometry.clusterCount(of: end) <= geometry.clusterCount(of: image.byteCount)
     }
 }
 
