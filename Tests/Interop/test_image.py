@@ -99,6 +99,8 @@ def merged(entries):
     result = []
     for entry in entries:
         entry = {**entry, "zero": entry["zero"] and not entry["data"]}
+        if not entry["present"]:
+            entry.pop("offset", None)  # subclusters of a cluster that has a place, and nothing in them
         last = result[-1] if result else None
         alike = last and all(last[key] == entry[key] for key in ("depth", "present", "zero", "data"))
         if alike and ("offset" in last) == ("offset" in entry) and last.get("offset", 0) + (last["length"] if "offset" in last else 0) == \

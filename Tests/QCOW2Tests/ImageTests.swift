@@ -130,11 +130,10 @@ import Testing
             }
         }
         let bytes = try await image.bytes(at: 0, count: 800_000)
-        var wrong: [Int] = []
-        for piece in 0..<800 {
+        let wrong = (0..<800).filter { (piece: Int) -> Bool in
+            let expected = UInt8(piece % 4 + 1)
             let start = piece * 1000
-            let value = UInt8(piece % 4 + 1)
-            if !bytes[start..<(start + 1000)].allSatisfy({ (byte: UInt8) -> Bool in byte == value }) { wrong.append(piece) }
+            return !bytes[start..<start + 1000].allSatisfy { $0 == expected }
         }
         #expect(wrong.isEmpty)
         await image.close()
