@@ -68,7 +68,7 @@ int chostio_landlock_confine_thread(int rules) {
 // --- All threads. The kernel knows threads only, so each has to do it for itself: a signal makes it. SIGSYS, because runtimes that block
 // signals leave the synchronous ones alone.
 
-static int rules_of_all;
+static int (*task)(void);
 /// The thread that is waited for, and then its answer: 0 or a negated errno.
 static _Atomic int asked;
 static _Atomic int answer;
@@ -78,7 +78,7 @@ static void obey(int number, siginfo_t *info, void *context) {
     int interrupted = errno;
     int self = (int)syscall(SYS_gettid);
     if (atomic_load(&asked) == self) {
-        atomic_store(&answer, chostio_landlock_confine_thread(rules_of_all));
+        atomic_store(&answer, task());
         atomic_store(&asked, 0);
     }
     errno = interrupted;
@@ -136,27 +136,59 @@ static int ask_others(DIR *tasks, int *done, int *count) {
     return asked_now;
 }
 
-int chostio_landlock_confine_process(int rules) {
+/// Has every thread carry out a task. Gives how many there are.
+static int on_all_threads(int (*body)(void)) {
     DIR *tasks = opendir("/proc/self/task");
     if (!tasks) return -errno;
     int *done = calloc(THREAD_LIMIT, sizeof *done), count = 0, result = done ? 0 : -ENOMEM;
     struct sigaction action = {.sa_sigaction = obey, .sa_flags = SA_SIGINFO | SA_RESTART}, before;
-    rules_of_all = rules;
+    task = body;
     if (result == 0 && sigaction(SIGSYS, &action, &before) < 0) result = -errno;
     if (result == 0) {
         // A thread that has not been asked may start another one meanwhile. Once two looks in a row find no new one, all that there are were
-        // asked, and what they start is confined as they are.
+        // asked, and what they start is as they are.
         for (int quiet = 0; quiet < 2 && result >= 0;) {
             result = ask_others(tasks, done, &count);
             quiet = result == 0 ? quiet + 1 : 0;
         }
-        // Last of all ourselves: from here on /proc is out of reach.
-        if (result >= 0) result = chostio_landlock_confine_thread(rules);
+        // Last of all ourselves: from here on /proc may be out of reach.
+        if (result >= 0) result = body();
         sigaction(SIGSYS, &before, NULL);
     }
     free(done);
     closedir(tasks);
     return result < 0 ? result : count + 1;
+}
+
+static int rules_of_all;
+
+static int confine(void) { return chostio_landlock_confine_thread(rules_of_all); }
+
+int chostio_landlock_confine_process(int rules) {
+    rules_of_all = rules;
+    return on_all_threads(confine);
+}
+
+static uint32_t user_of_all, group_of_all;
+
+/// The kernel's own calls, which are about the calling thread alone.
+static int become(void) {
+    unsigned u[3], g[3];
+    if (syscall(SYS_getresuid, &u[0], &u[1], &u[2]) < 0 || syscall(SYS_getresgid, &g[0], &g[1], &g[2]) < 0) return -errno;
+    bool is_done = true;
+    for (int i = 0; i < 3; i++) is_done &= u[i] == user_of_all && g[i] == group_of_all;
+    if (is_done) return 0;
+    gid_t group = group_of_all;
+    if (syscall(SYS_setgroups, (size_t)1, &group) < 0) return -errno;
+    if (syscall(SYS_setresgid, group_of_all, group_of_all, group_of_all) < 0) return -errno;
+    if (syscall(SYS_setresuid, user_of_all, user_of_all, user_of_all) < 0) return -errno;
+    return 0;
+}
+
+int chostio_become(uint32_t user, uint32_t group) {
+    user_of_all = user;
+    group_of_all = group;
+    return on_all_threads(become);
 }
 
 #else
@@ -166,5 +198,6 @@ int chostio_landlock_begin(bool keeps_signals) { (void)keeps_signals; return -EN
 int chostio_landlock_allow(int rules, const char *path, uint32_t may) { (void)rules, (void)path, (void)may; return -ENOSYS; }
 int chostio_landlock_confine_thread(int rules) { (void)rules; return -ENOSYS; }
 int chostio_landlock_confine_process(int rules) { (void)rules; return -ENOSYS; }
+int chostio_become(uint32_t user, uint32_t group) { (void)user, (void)group; return 0; }
 
 #endif

@@ -58,6 +58,12 @@ public struct Confinement: ~Copyable {
         Int(try Self.check(chostio_landlock_confine_process(rules.rawValue), "confine the process"))
     }
 
+    /// Makes every thread of the process this user and group, with no other group. For after setgroups, setgid and setuid, which leave a thread
+    /// out that has ended itself: on Linux, the main thread of a Swift program with an asynchronous `main` is one.
+    ///
+    /// - Throws: then threads differ: the process should end.
+    public static func become(user: UInt32, group: UInt32) throws(HostError) { try check(chostio_become(user, group), "change user in all threads") }
+
     @discardableResult
     private static func check(_ result: CInt, _ operation: String, _ path: String? = nil) throws(HostError) -> CInt {
         guard result >= 0 else { throw HostError(Errno(rawValue: -result), operation, path: path) }

@@ -104,7 +104,7 @@ class TestSlowLoris:
 
     def test_that_drips_while_others_wait_for_memory_is_given_up(self, serve, disk):
         # S-CO-06, S-CO-07
-        server = serve(disk, extra=["--memory-limit", "80M", "--stall-limit", "1"], stderr="made no progress|in use")
+        server = serve(disk, extra=["--memory-limit", "80M", "--stall-limit", "1"], stderr="made no progress|in use|middle of a message")
         with contextlib.ExitStack() as stack:
             hoarders = [stack.enter_context(Wire(server.uri, timeout=1)) for _ in range(6)]
             for link in hoarders:
@@ -195,10 +195,13 @@ class TestStopping:
         for _ in range(5):
             Wire(server.uri).go().link.close()
         before = server.descriptors()
-        with contextlib.ExitStack() as stack:
-            for _ in range(10):
-                getattr(self, state)(stack.enter_context(Wire(server.uri, timeout=10)))
-            time.sleep(0.2)
-        server.wait_for(lambda: server.descriptors() <= before, "closed descriptors", limit=15)
-        resident, _ = server.memory()
-        assert resident < 400 * MIB
+        resident = []
+        for _ in range(3):
+            with contextlib.ExitStack() as stack:
+                for _ in range(10):
+                    getattr(self, state)(stack.enter_context(Wire(server.uri, timeout=10)))
+                time.sleep(0.2)
+            server.wait_for(lambda: server.descriptors() <= before, "closed descriptors", limit=15)
+            resident.append(server.memory()[0])
+        # The allocator keeps some for the next ones; they find it.
+        assert resident[2] < max(resident[:2]) * 1.25 + 32 * MIB, [count >> 20 for count in resident]

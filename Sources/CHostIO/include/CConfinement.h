@@ -27,4 +27,9 @@ int chostio_landlock_confine_thread(int rules);
 /// answer within seconds, and some are confined while others are not: end the process.
 int chostio_landlock_confine_process(int rules);
 
+/// Makes every thread of the process this user and group, with no other group, where it is not yet. Linux; elsewhere nothing is left to do.
+/// For use after the C library's calls, which leave out a thread that has ended itself while its process lives on: as the main thread of a
+/// Swift program does. Gives the number of threads.
+int chostio_become(uint32_t user, uint32_t group);
+
 #endif

@@ -1,3 +1,4 @@
+import HostIO
 import NBDProtocol
 
 #if canImport(Darwin)
@@ -59,6 +60,11 @@ struct Privileges: Equatable, Sendable {
         guard unsafe setgroups(1, &groups) == 0 else { throw Self.failure("the supplementary groups") }
         guard setgid(group) == 0 else { throw Self.failure("group \(group)") }
         guard setuid(user) == 0 else { throw Self.failure("user \(user)") }
+        do throws(HostError) {
+            try Confinement.become(user: user, group: group)
+        } catch {
+            throw .runtime("\(error)")
+        }
         guard getuid() == user, geteuid() == user, getgid() == group, getegid() == group else { throw Self.failure("user \(user)") }
         guard getgroups(0, nil) <= 1 else { throw Self.failure("the supplementary groups") }
         guard user == 0 || setuid(0) != 0 else { throw .runtime("cannot give up root: it can be taken back") }
