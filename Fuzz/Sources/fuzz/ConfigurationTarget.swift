@@ -8,7 +8,8 @@ import NBDProtocol
     let path = input.first == UInt8(ascii: "{") ? "fuzz.json" : "fuzz.toml"
     expectReason {
         let configuration = try Configuration(contents: input, path: path)
-        precondition(try Configuration(contents: input, path: path) == configuration, "reads differently the second time")
+        let again = try Configuration(contents: input, path: path)
+        precondition(again == configuration, "reads differently the second time")
         var options = ServeOptions(style: .nbd)
         options.exports = ["name=of the command line,memory=1M"]
         let plan = try ServePlan(options, configuration: configuration)
