@@ -52,6 +52,8 @@ struct Journal: Sendable {
 
     func full(_ limit: Int) {
         count { $0.timesFull += 1 }
+        // One client at a time is what was asked for.
+        guard limit > 1 else { return }
         report("all \(limit) places are taken: new clients wait", [:])
     }
 

@@ -90,7 +90,7 @@ def test_another_user_needs_root(disk, directory):
 @landlock
 class TestSandbox:
     def test_is_on_for_all_threads(self, serve, disk):
-        server = serve(disk)
+        server = serve(disk, extra=["--sandbox", "on"])
         with Wire(server.uri) as link:
             assert link.go().call(wire.WRITE, 0, 512, data=bytes(512)) == 0
             found = [thread["NoNewPrivs"] for thread in threads(server)]

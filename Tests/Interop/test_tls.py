@@ -497,7 +497,7 @@ def test_the_user_of_a_key_is_a_name(serve_tls, pki):
 def test_our_client_on_qemu_nbd(pki, start, disk, directory):
     for kind in KINDS:
         path = directory / f"q{KINDS.index(kind)}"
-        start(need("qemu-nbd"), "-t", "-f", "raw", "-k", path, "-x", "d", *server_options(pki, kind), disk,
+        start(need("qemu-nbd"), "-t", "-e", "0", "-f", "raw", "-k", path, "-x", "d", *server_options(pki, kind), disk,
               await_uri=False).wait_for_socket(path)
         uri = client_uri(pki, f"nbds+unix:///d?socket={path}", kind)
         assert "with TLS" in out(NBD, "info", uri)
