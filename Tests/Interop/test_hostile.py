@@ -219,7 +219,7 @@ class TestRequests:
 
     def test_twenty_half_payloads_of_32_mib(self, serve, disk):
         # S-CO-07, S-REQ-09: memory has a bound for the whole process, not only for each client
-        server = serve(disk, extra=["--memory-limit=128M"], stderr=CUT_OFF)
+        server = serve(disk, extra=["--memory-limit=128M"], stderr=CUT_OFF + "|in use: clients wait")
         before, _ = server.memory()
         with self.hoarders(server, 20):
             peak = server.memory()[1] - before
@@ -231,7 +231,7 @@ class TestRequests:
 
     def test_hoarders_of_memory_starve_nobody(self, serve, disk):
         # S-CO-06, S-CO-07
-        server = serve(disk, extra=["--memory-limit=128M"], stderr=CUT_OFF)
+        server = serve(disk, extra=["--memory-limit=128M"], stderr=CUT_OFF + "|in use: clients wait")
         with bystander(server.uri, patience=2), self.hoarders(server, 8):
             time.sleep(3)
 
