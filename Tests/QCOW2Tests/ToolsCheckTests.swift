@@ -146,6 +146,18 @@ import Testing
         #expect(repaired.errorCount == 1)
     }
 
+    /// Found by the fuzzer: the repair wrote the header, which was the L1 table of a snapshot, too.
+    @Test func `repairs nothing where a table overlaps the header`() async throws {
+        let (device, image) = try await mappedImage()
+        _ = try await image.createSnapshot(Array("s".utf8), time: (1, 1))
+        device.poke(UInt64(0), at: try await ImageFile.open(device).header.snapshotTableOffset)
+        device.poke(UInt64(0), at: image.header.refcountTableOffset)
+        let before = device.bytes
+        let report = try await ImageFile.open(device).check(repair: .all)
+        #expect(report.findings.contains("ERROR header: cluster 0 is used for something else, too"))
+        #expect(report.errorCount == 2 && report.fixedCorruptionCount == 0 && device.bytes == before)
+    }
+
     @Test func `takes the marks of a bad end from an image that is in order again`() async throws {
         let (device, image) = try await mappedImage()
         var header = image.header

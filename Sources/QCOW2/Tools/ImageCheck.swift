@@ -3,17 +3,20 @@ extension ImageFile {
     ///
     /// With `.leaks` refcounts only become smaller. With `.all` they become what the references demand, lost or wrong flags of entries are
     /// corrected, refcount structures that cannot be trusted are written anew, and an image without corruptions left loses its dirty and
-    /// corrupt bits. What points out of the file, or inside of a cluster, is told and left: nobody knows what it should be.
+    /// corrupt bits. What points out of the file, or inside of a cluster, is told and left: nobody knows what it should be. An image where
+    /// the header or a table shares a cluster with something else is not repaired: what is right for one use damages the other.
     ///
     /// Takes at most some 600 MiB of memory, whatever the image says (`ReferenceCounts`, `ImageChecker`).
     ///
     /// - Returns: what was found and fixed; after a repair check again, since one correction can uncover another.
     /// - Throws: when the image cannot be checked at all.
-    public func check(repair: RepairMode? = nil) async throws(ImageError) -> CheckReport {
+    public func check(repair mode: RepairMode? = nil) async throws(ImageError) -> CheckReport {
         try decoding { () throws(FormatError) in try header.requireReadable() }
         let checker = ImageChecker(self)
+        var repair = mode
         do throws(ImageError) {
             try await checker.count()
+            if checker.hasOverlaps { repair = nil }
             try await checker.compare(repair: repair)
             if checker.mustRebuild, repair == .all { try await rebuildRefcounts(of: checker) }
             try await checker.checkCopiedFlags(repair: repair)

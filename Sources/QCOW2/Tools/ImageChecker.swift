@@ -15,6 +15,10 @@ final class ImageChecker {
     /// The L2 tables of the disk itself, in its order.
     private var activeTables: [UInt64] = []
     private var l1EntryCount: UInt64 = 0
+    /// Header, tables and directories, which have their clusters for themselves.
+    private var soleUses: [(what: String, clusters: ClosedRange<UInt64>)] = []
+    /// Some of them have not: to correct one of the two uses would damage the other, so nothing is repaired.
+    private(set) var hasOverlaps = false
     /// The refcount structures themselves are damaged: only new ones help.
     var mustRebuild = false
     /// A part of the active L1 table, while its flags are looked at.
@@ -33,12 +37,14 @@ final class ImageChecker {
     func count(includingRefcounts: Bool = true) async throws(ImageError) {
         let header = image.header
         report.clusterCount = geometry.clusterCount(of: header.virtualByteCount)
-        try refer(to: 0, byteCount: UInt64(geometry.clusterByteCount), "header")
+        try referOnce(to: 0, byteCount: UInt64(geometry.clusterByteCount), "header")
         try await countL1(header.l1TableOffset, header.l1EntryCount, isActive: true)
         try await countSnapshots()
         try await countRemainingTables()
         try await countBitmaps()
-        if let (offset, byteCount) = encryptionHeader { try refer(to: offset, byteCount: byteCount, "encryption header") }
+        if let (offset, byteCount) = encryptionHeader { try referOnce(to: offset, byteCount: byteCount, "encryption header") }
+        findOverlaps()
+        // Refcount structures that overlap are written anew somewhere else.
         if includingRefcounts { try await countRefcountBlocks() }
     }
 
@@ -65,6 +71,22 @@ final class ImageChecker {
         return true
     }
 
+    /// For what nothing else may share a cluster with.
+    @discardableResult
+    private func referOnce(to offset: UInt64, byteCount: UInt64, _ what: String) throws(ImageError) -> Bool {
+        guard try refer(to: offset, byteCount: byteCount, what) else { return false }
+        if byteCount > 0 { soleUses.append((what, offset >> clusterBits...(offset + byteCount - 1) >> clusterBits)) }
+        return true
+    }
+
+    private func findOverlaps() {
+        for (what, clusters) in soleUses {
+            guard let cluster = clusters.first(where: { counts[$0] > 1 }) else { continue }
+            report.error("\(what): cluster \(cluster) is used for something else, too")
+            hasOverlaps = true
+        }
+    }
+
     func isInFile(_ offset: UInt64, _ byteCount: UInt64) -> Bool {
         let (end, overflow) = offset.addingReportingOverflow(byteCount)
         guard !overflow, end <= FormatLimits.virtualByteCount else { return false }
@@ -78,7 +100,7 @@ final class ImageChecker {
 extension ImageChecker {
     private func countL1(_ offset: UInt64, _ entryCount: UInt32, isActive: Bool) async throws(ImageError) {
         let name = isActive ? "active L1 table" : "L1 table of a snapshot"
-        guard try refer(to: offset, byteCount: UInt64(entryCount) * 8, name) else { return }
+        guard try referOnce(to: offset, byteCount: UInt64(entryCount) * 8, name) else { return }
         l1EntryCount += UInt64(entryCount)
         guard l1EntryCount <= Self.l1EntryLimit else {
             throw .format(.unsupported("the L1 tables of all snapshots have more than \(Self.l1EntryLimit) entries"))
@@ -196,14 +218,14 @@ extension ImageChecker {
             report.corruption("snapshot table: \(error)")
             return
         }
-        try refer(to: image.header.snapshotTableOffset, byteCount: UInt64(table.byteCount), "snapshot table")
+        try referOnce(to: image.header.snapshotTableOffset, byteCount: UInt64(table.byteCount), "snapshot table")
         if image.header.hasDataFile { report.corruption("snapshots in an image with an external data file") }
         for entry in table.entries { try await countL1(entry.l1TableOffset, entry.l1EntryCount, isActive: false) }
     }
 
     private func countBitmaps() async throws(ImageError) {
         guard let place = image.header.bitmaps, image.header.autoclearFeatures.contains(.bitmaps) else { return }
-        guard try refer(to: place.directoryOffset, byteCount: place.directoryByteCount, "bitmap directory") else { return }
+        guard try referOnce(to: place.directoryOffset, byteCount: place.directoryByteCount, "bitmap directory") else { return }
         let entries: [BitmapDirectoryEntry]
         do throws(ImageError) {
             entries = try await image.bitmaps()
@@ -217,7 +239,7 @@ extension ImageChecker {
     private func countBitmap(_ bitmap: BitmapDirectoryEntry) async throws(ImageError) {
         let name = String(decoding: bitmap.name, as: UTF8.self)
         let byteCount = UInt64(bitmap.tableEntryCount) * 8
-        guard try refer(to: bitmap.tableOffset, byteCount: byteCount, "table of bitmap \"\(name)\"") else { return }
+        guard try referOnce(to: bitmap.tableOffset, byteCount: byteCount, "table of bitmap \"\(name)\"") else { return }
         var index = 0
         while index < Int(bitmap.tableEntryCount) {
             let count = min(65536, Int(bitmap.tableEntryCount) - index)
