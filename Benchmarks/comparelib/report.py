@@ -7,7 +7,7 @@ import statistics
 import subprocess
 
 from .servers import OURS
-from .thresholds import best_peer, is_peer, medians
+from .thresholds import best_peer, is_peer, medians, relative
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -80,7 +80,7 @@ def cell_row(name, samples, names):
 
     least = min((v for n, v in cpu.items() if is_peer(n)), default=None)
     return row(name, *(f"{values[n]:,.0f}" if n in values else "-" for n in names),
-               f"**{values[OURS] / values[best]:.2f}** ({best})" if best and have else "-",
+               f"**{relative(samples, 'value', best):.2f}** ({best})" if best and have else "-",
                micro(cpu, OURS), micro(cpu, best), "-" if least is None else f"{least:.1f} µs", latency(OURS), latency(best))
 
 

@@ -57,13 +57,17 @@ def best_peer(samples):
     return max(filter(is_peer, values), key=values.get, default=None)
 
 
+def relative(samples, key, other):
+    """Ours ÷ theirs: the median over the rounds, as what a busy host does to a round it does to both; None when one was not measured."""
+    pairs = [(ours[key], theirs[key]) for ours, theirs in zip(samples.get(OURS, []), samples.get(other, [])) if theirs[key]]
+    return statistics.median(ours / theirs for ours, theirs in pairs) if pairs else None
+
+
 def ratio(samples, threshold):
     """(ours ÷ theirs, their name), or None when one of them was not measured."""
     other = best_peer(samples) if threshold.against == "best" else threshold.against
-    values = medians(samples, "cpu_us" if threshold.measure == "cpu" else "value")
-    if OURS not in values or not values.get(other):
-        return None
-    return values[OURS] / values[other], other
+    value = relative(samples, "cpu_us" if threshold.measure == "cpu" else "value", other)
+    return None if value is None else (value, other)
 
 
 def verdicts(results, thresholds):

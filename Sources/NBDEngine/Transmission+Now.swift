@@ -29,6 +29,7 @@ extension Transmission {
             let isWritten = writeNow(payload)
             mapper.didWrite(range)
             guard isWritten else { return false }
+            writtenByteCount += payload.readableBytes
             replies.append(room: ChunkHeader.byteCount(.extended)) {
                 encoder.success(into: &$0)
                 return true

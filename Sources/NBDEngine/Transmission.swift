@@ -23,8 +23,8 @@ public struct TransmissionLimits: Equatable, Sendable {
 /// - send `takeOutput()` in order, and call `didSend` when that has left the process; or send what `forEachOutput` shows, and call `dropOutput`;
 /// - when `isFinished` and everything is sent, close; when the connection is lost, call `abandon()`.
 ///
-/// Requests that arrived together are decoded before anything is sent, up to 256 KiB of replies at a time (`shouldSend`); those whose bytes are at hand are answered at once (`mapper`),
-/// the others in the order of completion. Spec: PROTOCOL 9–11; REFERENCE 3, 4, 6 and 10.
+/// Requests that arrived together are decoded before anything is sent, up to 256 KiB of replies or 32 KiB written at a time (`shouldSend`);
+/// those whose bytes are at hand are answered at once (`mapper`), the others in the order of completion. Spec: PROTOCOL 9–11; REFERENCE 3, 4, 6 and 10.
 public struct Transmission: ~Copyable {
     enum Stage {
         case header
@@ -56,6 +56,8 @@ public struct Transmission: ~Copyable {
     /// Requests whose completion is awaited.
     public private(set) var requestsInFlight = 0
     private var unsentByteCount = 0
+    /// Bytes written since replies were last sent.
+    var writtenByteCount = 0
     private var isShuttingDown = false
     /// No request begins until `resume`.
     public private(set) var isPaused = false
@@ -207,6 +209,7 @@ public struct Transmission: ~Copyable {
     /// Replies to be sent, in order.
     public mutating func takeOutput() -> [ByteBuffer] {
         unsentByteCount += replies.byteCount
+        writtenByteCount = 0
         return replies.take()
     }
 
@@ -222,14 +225,15 @@ public struct Transmission: ~Copyable {
         let before = replies.memoryByteCount
         let hadSegments = replies.hasSegments
         replies.drop(byteCount)
+        writtenByteCount = 0
         if hadSegments, !replies.hasSegments { mapper?.released() }
         lease.release(before - replies.memoryByteCount)
     }
 
-    /// So many bytes of replies are waiting that they should be sent before more requests are done: send them and call `proceed()`. The
-    /// client can work on them meanwhile.
+    /// So much is done that its replies should be sent before more requests are done: send them and call `proceed()`. The client can work on
+    /// them meanwhile.
     public var shouldSend: Bool {
-        guard case .header = stage, replies.byteCount >= Self.turnByteCountLimit else { return false }
+        guard case .header = stage, isTurnFull else { return false }
         return inbox.readableBytes >= RequestHeader.byteCount(rules.mode)
     }
 
@@ -240,6 +244,12 @@ public struct Transmission: ~Copyable {
     static let directByteCountFloor = 16 << 10
     /// Bytes of replies that one turn collects before it sends.
     static let turnByteCountLimit = 256 << 10
+    /// Bytes that one turn writes before it sends: a write takes long, its reply is short.
+    static let turnWriteByteCountLimit = 32 << 10
+
+    private var isTurnFull: Bool {
+        replies.byteCount >= Self.turnByteCountLimit || replies.byteCount > 0 && writtenByteCount >= Self.turnWriteByteCountLimit
+    }
 
     /// Whether the shell should read from the client.
     public var wantsBytes: Bool {
@@ -247,7 +257,7 @@ public struct Transmission: ~Copyable {
         case .ended, .admission: false
         case .collecting(_, _, _, let missing): missing > 0
         case .discarding: true
-        case .header: mayDecode && replies.byteCount < Self.turnByteCountLimit && !inputHasEnded
+        case .header: mayDecode && !isTurnFull && !inputHasEnded
         }
     }
 
@@ -332,7 +342,7 @@ public struct Transmission: ~Copyable {
 
     private mutating func decodeHeader() -> Bool {
         let byteCount = RequestHeader.byteCount(rules.mode)
-        guard mayDecode, replies.byteCount < Self.turnByteCountLimit, inbox.readableBytes >= 4 else { return false }
+        guard mayDecode, !isTurnFull, inbox.readableBytes >= 4 else { return false }
         let header: RequestHeader
         do throws(WireError) {
             var reader = WireReader(inbox.readableBytesSpan)
