@@ -6,6 +6,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -162,9 +163,35 @@ static int on_all_threads(int (*body)(void)) {
 
 static int rules_of_all;
 
-static int confine(void) { return chostio_landlock_confine_thread(rules_of_all); }
+/// With one of these, files of /proc would show other processes and the kernel in spite of the confinement.
+static const int insights[] = {CAP_SYS_RAWIO, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYSLOG, CAP_PERFMON};
+
+static int give_up_insights(void) {
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[2];
+    if (syscall(SYS_capget, &header, sets) < 0) return -errno;
+    uint32_t had = 0;
+    for (size_t i = 0; i < sizeof insights / sizeof *insights; i++) {
+        struct __user_cap_data_struct *set = &sets[CAP_TO_INDEX(insights[i])];
+        uint32_t bit = CAP_TO_MASK(insights[i]);
+        had |= set->permitted & bit;
+        set->effective &= ~bit;
+        set->permitted &= ~bit;
+        set->inheritable &= ~bit;
+    }
+    if (!had) return 0;
+    RESULT((int)syscall(SYS_capset, &header, sets));
+}
+
+static int confine(void) {
+    int result = give_up_insights();
+    return result < 0 ? result : chostio_landlock_confine_thread(rules_of_all);
+}
 
 int chostio_landlock_confine_process(int rules) {
+    // libdispatch looks into /proc/THREAD/stat now and then whether its workers run, and ends the process when it cannot.
+    int result = chostio_landlock_allow(rules, "/proc", CHOSTIO_MAY_READ_FILE);
+    if (result < 0 && result != -ENOENT) return result;
     rules_of_all = rules;
     return on_all_threads(confine);
 }

@@ -49,7 +49,8 @@ public struct Confinement: ~Copyable {
     /// Confines the calling thread alone.
     public func confineThread() throws(HostError) { try Self.check(chostio_landlock_confine_thread(rules.rawValue), "confine a thread") }
 
-    /// Confines every thread there is, and hence all that will be: for good.
+    /// Confines every thread there is, and hence all that will be: for good. Files of /proc can still be read, as libdispatch ends the process
+    /// otherwise; not what belongs to other processes alone (environment, memory), nor the kernel's memory.
     ///
     /// - Returns: how many threads there were.
     /// - Throws: then some may be confined and others not: the process should end.

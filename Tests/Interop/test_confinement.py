@@ -90,11 +90,25 @@ def test_another_user_needs_root(disk, directory):
 @landlock
 class TestSandbox:
     def test_is_on_for_all_threads(self, serve, disk):
-        server = serve(disk, extra=["--sandbox", "on"])
+        server = serve(disk)
         with Wire(server.uri) as link:
             assert link.go().call(wire.WRITE, 0, 512, data=bytes(512)) == 0
             found = [thread["NoNewPrivs"] for thread in threads(server)]
             assert len(found) > 1 and set(found) == {"1"}
+
+    def test_keeps_what_is_secret_in_proc(self, serve, disk):
+        server = serve(disk)
+        insights = 1 << 17 | 1 << 19 | 1 << 21 | 1 << 34 | 1 << 38  # CAP_SYS_RAWIO, _PTRACE, _ADMIN, CAP_SYSLOG, CAP_PERFMON
+        assert not any(int(thread[key], 16) & insights for thread in threads(server) for key in ("CapEff", "CapPrm", "CapInh"))
+
+    def test_leaves_the_thread_pool_alive(self, directory):
+        """libdispatch ends a process that cannot look after its workers in /proc: after a second with more work than threads."""
+        sources = pathlib.Path(__file__).parents[2] / "Sources" / "CHostIO"
+        program = directory / "pool"
+        run("clang", "-c", f"-I{sources}/include", f"-I{sources}", sources / "CConfinement.c", "-o", directory / "confinement.o")
+        run("swiftc", "-import-objc-header", sources / "include" / "CConfinement.h", pathlib.Path(__file__).parent / "confined_pool.swift",
+            directory / "confinement.o", "-o", program)
+        assert run(program).stdout == "alive\n"
 
     def test_can_be_off(self, serve, disk):
         server = serve(disk, extra=["--sandbox", "off"])

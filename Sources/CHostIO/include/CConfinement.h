@@ -25,6 +25,10 @@ int chostio_landlock_allow(int rules, const char *path, uint32_t may);
 int chostio_landlock_confine_thread(int rules);
 /// Puts every thread of the process under the rules. Call it once, from one thread. Gives the number of threads. -ETIMEDOUT: a thread did not
 /// answer within seconds, and some are confined while others are not: end the process.
+///
+/// Files of /proc may still be read, as libdispatch must; the kernel keeps what is secret there from a confined process: it may not trace one
+/// outside (environment, memory, maps), and files behind the links there are judged by where they are. Capabilities that would open these
+/// are given up: CAP_SYS_RAWIO, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYSLOG, CAP_PERFMON.
 int chostio_landlock_confine_process(int rules);
 
 /// Makes every thread of the process this user and group, with no other group, where it is not yet. Linux; elsewhere nothing is left to do.

@@ -20,6 +20,6 @@ struct AccessOptions: ParsableArguments {
 
     @Option(
         name: .long,
-        help: ArgumentHelp("on: no file but those in use can be reached, where the kernel has Landlock; require; off (default).", valueName: "mode"))
+        help: ArgumentHelp("on: no file but those in use can be reached, where the kernel has Landlock; require; off. (default: on)", valueName: "mode"))
     var sandbox: String?
 }

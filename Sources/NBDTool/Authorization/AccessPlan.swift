@@ -21,8 +21,7 @@ struct AccessPlan: Equatable, Sendable {
     /// A name or a number; who the process becomes once it has bound its addresses. nil: it stays who it is.
     var user: String?
     var group: String?
-    /// Off unless asked for: in one of some hundred starts on a busy machine the process died of it, and nobody knows why yet.
-    var sandbox = Sandbox.off
+    var sandbox = Sandbox.on
 
     /// Adds the options to what the configuration file said.
     ///
