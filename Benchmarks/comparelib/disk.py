@@ -23,6 +23,13 @@ class Disk:
                 file.write(block)
         self.cool()
 
+    @classmethod
+    def existing(cls, path):
+        disk = cls.__new__(cls)
+        disk.path, disk.size = path, os.path.getsize(path)
+        disk.settle()
+        return disk
+
     def settle(self):
         """Writes dirty pages out: those of one measurement are not the next one's business."""
         descriptor = os.open(self.path, os.O_RDONLY)

@@ -123,17 +123,17 @@ class Server:
         return Running(self, place)
 
 
-def ours(executable, name=OURS, options=("--cache=writeback",)):
+def ours(executable, name=OURS, options=("--cache=writeback",), format="raw"):
     def command(place):
         where = [f"--port={place.port}", "--bind=127.0.0.1"] if place.tcp else [f"--socket={place.socket}"]
-        return [executable, "serve", "--persistent", "--shared=0", *options, "--format=raw", *where, str(place.disk.path)]
+        return [executable, "serve", "--persistent", "--shared=0", *options, f"--format={format}", *where, str(place.disk.path)]
     return Server(name, command)
 
 
-def qemu(aio, cache="writeback"):
+def qemu(aio, cache="writeback", format="raw"):
     def command(place):
         where = [f"--port={place.port}", "--bind=127.0.0.1"] if place.tcp else [f"--socket={place.socket}"]
-        return ["qemu-nbd", f"--aio={aio}", "--shared=0", "-t", f"--cache={cache}", "-f", "raw", *where, str(place.disk.path)]
+        return ["qemu-nbd", f"--aio={aio}", "--shared=0", "-t", f"--cache={cache}", "-f", format, *where, str(place.disk.path)]
     return Server(f"qemu-nbd {aio}", command)
 
 
