@@ -11,7 +11,7 @@ from peers import missing, need, out, run
 from server import NBD, REPOSITORY, unix_uri
 
 sys.path.insert(0, str(REPOSITORY / "Benchmarks"))
-from comparelib import cells, report, servers, thresholds  # noqa: E402
+from comparelib import cells, qcow2, report, servers, thresholds  # noqa: E402
 
 COMPARE = REPOSITORY / "Benchmarks/compare"
 
@@ -63,7 +63,7 @@ def test_a_line_that_says_nothing_is_refused(directory, line):
 
 
 def test_every_threshold_has_a_cell_and_every_cell_one():
-    names = [c.name for c in cells.matrix(["unix", "tcp"]) + cells.direct()]
+    names = [c.name for c in cells.matrix(["unix", "tcp"]) + cells.direct() + qcow2.cells()]
     wanted = thresholds.load()
     for threshold in wanted:
         assert threshold.measure == "allocations" or any(threshold.cell.fullmatch(name) for name in names), threshold
