@@ -106,14 +106,14 @@ private struct TransmissionRun: ~Copyable {
                 engine.complete(runToEnd { await request.run() })
             case 2:
                 if isSharing {
-                    let limit = random.pieceByteCount(fragmentation)
+                    // A long reply does not leave byte by byte: that would take minutes.
+                    let limit = max(random.pieceByteCount(fragmentation), engine.outputByteCount / 64)
                     var sent: [UInt8] = []
                     engine.forEachOutput { piece, part in
                         guard case .bytes(let buffer) = piece else { preconditionFailure("nobody asked for segments") }
-                        sent += buffer.getBytes(at: part.lowerBound, length: part.count) ?? []
+                        sent += buffer.getBytes(at: part.lowerBound, length: min(part.count, limit - sent.count)) ?? []
                         return sent.count < limit
                     }
-                    sent = Array(sent.prefix(limit))
                     received += sent
                     decode()
                     engine.dropOutput(sent.count)
