@@ -144,7 +144,7 @@ struct ServeRunner {
         if let command = plan.runCommand { stopper.adopt(child: try start(command, uri: uris.first ?? "")) }
         var sandbox = Sandbox()
         sandbox.owned = files.places
-        sandbox.watched = plan.watchedDirectories
+        sandbox.watched = plan.watchedFiles
         sandbox.keepsSignals = plan.runCommand != nil || notifier.isAbstract
         _ = try sandbox.enter(plan.access.sandbox, logger: logger)
     }
