@@ -63,7 +63,11 @@ struct ServeRunner {
         announce(server)
         if let encryption { stopper.adopt(reload: { encryption.reload() }) }
         let watch = encryption?.authorization.map { gate in Task { await gate.watch() } }
-        defer { watch?.cancel() }
+        let trimming = Task { await IdleMemory.watch(server) }
+        defer {
+            watch?.cancel()
+            trimming.cancel()
+        }
         stopper.adopt(server)
         do {
             try await server.run()
