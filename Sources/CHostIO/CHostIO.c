@@ -13,6 +13,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #if defined(__linux__)
 #include <linux/falloc.h>
 #include <linux/fs.h>
@@ -27,6 +30,14 @@
 #define MAJOR(device) ((uint32_t)major(device))
 #define MINOR(device) ((uint32_t)minor(device))
 #endif
+
+int chostio_trim_memory(void) {
+#if defined(__GLIBC__)
+    return malloc_trim(0);
+#else
+    return 0;
+#endif
+}
 
 int chostio_open(const char *path, bool writable, bool direct) {
     // O_NONBLOCK: opening a fifo must not wait for its other end. It has no effect on files and disks.

@@ -39,4 +39,43 @@ extension ConnectionHandler {
         environment.journal.encrypted(identity, peer)
         continueEncrypted()
     }
+
+    // MARK: Out
+
+    /// Bytes that TLS may have encrypted and the socket not taken. What is encrypted is there twice until all of its reply has left: for a client
+    /// that does not read, all that it may hold would be.
+    static let encryptedByteCountLimit = 1 << 20
+    /// Bytes that are encrypted at a time.
+    static let encryptedPieceByteCount = 256 << 10
+
+    func encrypt(_ buffers: [ByteBuffer]) {
+        outbox.append(contentsOf: buffers)
+        encryptMore()
+    }
+
+    /// So many bytes, encrypted, have left.
+    func didEncrypt(_ byteCount: Int) {
+        encryptedByteCount -= byteCount
+        encryptMore()
+    }
+
+    private func encryptMore() {
+        // A write may complete at once and come back to us.
+        guard !isEncrypting else { return }
+        isEncrypting = true
+        defer { isEncrypting = false }
+        while encryptedByteCount < Self.encryptedByteCountLimit, !outbox.isEmpty {
+            // Small ones together, a large one in pieces.
+            var pieces: [ByteBuffer] = []
+            var count = 0
+            while count < Self.encryptedPieceByteCount, var first = outbox.popFirst() {
+                guard let piece = first.readSlice(length: min(first.readableBytes, Self.encryptedPieceByteCount - count)) else { continue }
+                if first.readableBytes > 0 { outbox.prepend(first) }
+                count += piece.readableBytes
+                pieces.append(piece)
+            }
+            encryptedByteCount += count
+            write(pieces, byteCount: count)
+        }
+    }
 }

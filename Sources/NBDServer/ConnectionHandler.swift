@@ -42,6 +42,11 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     /// Set from STARTTLS on; `tlsContext` is its handler's place in the pipeline.
     private(set) var tls: TLSServerSession?
     private var tlsContext: ChannelHandlerContext?
+    /// Under TLS: replies that are not encrypted yet.
+    var outbox = CircularBuffer<ByteBuffer>()
+    /// Bytes that were given to TLS and have not left.
+    var encryptedByteCount = 0
+    var isEncrypting = false
     /// Set when all of the handshake's bytes must be gone before the connection moves.
     private var departure: (session: Session, export: ServedExport)?
     /// Who took the connection over.
@@ -278,20 +283,22 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     func send(_ bytes: [UInt8]) {
         guard !bytes.isEmpty, let context else { return }
         unsentByteCount += bytes.count
-        write([context.channel.allocator.buffer(bytes: bytes)], byteCount: bytes.count, context)
+        write([context.channel.allocator.buffer(bytes: bytes)], byteCount: bytes.count)
     }
 
     func flush() {
-        guard let shell, let context else { return }
+        guard let shell, context != nil else { return }
         let buffers = shell.transmission.takeOutput()
         guard !buffers.isEmpty else { return }
         let count = buffers.reduce(0) { $0 + $1.readableBytes }
         unsentByteCount += count
-        write(buffers, byteCount: count, context)
+        guard tls == nil else { return encrypt(buffers) }
+        write(buffers, byteCount: count)
     }
 
     /// All buffers leave in one vectored write, if the socket takes them.
-    private func write(_ buffers: [ByteBuffer], byteCount: Int, _ context: ChannelHandlerContext) {
+    func write(_ buffers: [ByteBuffer], byteCount: Int) {
+        guard let context else { return }
         for buffer in buffers.dropLast() { context.write(wrapOutboundOut(buffer), promise: nil) }
         guard let last = buffers.last else { return }
         let sent = context.eventLoop.makePromise(of: Void.self)
@@ -306,6 +313,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
         unsentByteCount -= byteCount
         if let shell {
             shell.noteProgress(byteCount)
+            if isReply, tls != nil { didEncrypt(byteCount) }
             if isReply { shell.didSend(byteCount) } else { requestTurn() }
         } else if isClosing {
             if unsentByteCount == 0 { closeChannel() }

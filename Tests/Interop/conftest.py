@@ -8,6 +8,7 @@ import tempfile
 
 import pytest
 
+import encrypted
 import server as servers
 
 
@@ -85,6 +86,31 @@ def disk(directory):
     with open(path, "wb") as file:
         file.truncate(64 << 20)
     return path
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory):
+    """An authority with directories for a server, its clients and others; and another authority."""
+    from pki import PKI, psk_directory
+    pki = PKI(tmp_path_factory.mktemp("pki"))
+    pki.server = pki.directory("server", server=pki.sign_server())
+    pki.client = pki.directory("client", client=pki.sign_client())
+    pki.bare = pki.directory("bare")
+    pki.psk = psk_directory(pki.root / "psk", "alice", "qemu")
+    other = PKI(pki.root / "other")
+    pki.other_client = pki.directory("other-client", client=other.sign_client())
+    pki.other_authority = other.certificate
+    pki.other = other
+    return pki
+
+
+@pytest.fixture
+def serve_tls(serve, pki, disk):
+    """`serve` with TLS of one kind (see `encrypted`): `serve_tls(PSK, "--tls", "optional")`."""
+    def serve_tls(kind=encrypted.X509, *extra, directory=None, stderr=None, images=None, **options):
+        words = encrypted.server_options(pki, kind, *extra, directory=directory)
+        return serve(*(images if images is not None else [disk]), extra=words, stderr=stderr, **options)
+    return serve_tls
 
 
 @pytest.fixture

@@ -2,16 +2,20 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import pathlib
 import pwd
+import shutil
 import signal
+import ssl
 import subprocess
 
 import pytest
 
 import server as servers
 import wire
+from encrypted import X509, server_serial, tls_wire
 from peers import run
 from wire import Wire
 
@@ -159,3 +163,125 @@ class TestSandbox:
 @pytest.mark.skipif(has_landlock(), reason="this kernel has Landlock")
 def test_a_sandbox_that_is_required_must_be_there(disk, directory):
     assert "no Landlock" in run(servers.NBD, "serve", "--socket", directory / "s", "--sandbox", "require", disk, status=1).stderr
+
+
+@landlock
+class TestReadingAgain:
+    """What the sandbox must leave within reach: credentials (SIGHUP), and the list of who may come in."""
+
+    @pytest.fixture
+    def credentials(self, pki, directory):
+        """A directory of this test's own, and the serial number of the certificate in it."""
+        path = directory / "credentials"
+        shutil.copytree(pki.server, path)
+        return path
+
+    @staticmethod
+    def renewed(pki, server, renew):
+        """Whether new connections get a new certificate once `renew(pair)` has put it in its place."""
+        before = server_serial(server.uri, pki.client)
+        old = tls_wire(server.uri, pki.client)
+        old.choose()
+        renew(pki.sign_server())
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: "read again" in server.err, "a word about the signal")
+        assert "not read again" not in server.err, server.err
+        assert old.read(0, 512) == (0, bytes(512)), "who was there before stays"
+        old.link.close()
+        return server_serial(server.uri, pki.client) != before
+
+    @pytest.mark.parametrize("how", ["in place", "by rename"])
+    def test_certificates(self, serve_tls, pki, credentials, how):
+        def renew(pair):
+            for name, source in zip(("server-cert.pem", "server-key.pem"), pair):
+                if how == "in place":
+                    (credentials / name).write_bytes(pathlib.Path(source).read_bytes())
+                else:
+                    shutil.copy(source, credentials / "draft")
+                    os.rename(credentials / "draft", credentials / name)
+
+        assert self.renewed(pki, serve_tls(X509, "--sandbox", "require", directory=credentials), renew)
+
+    @pytest.mark.parametrize("where", ["inside", "outside"])
+    def test_certificates_behind_links(self, serve_tls, pki, directory, credentials, where):
+        # As a cluster mounts a secret (…/NAME -> ..data/NAME, ..data -> ..VERSION), and as certbot keeps certificates (live/NAME -> ../archive/NAME1)
+        store = credentials if where == "inside" else directory / "store"
+        store.mkdir(exist_ok=True)
+
+        def renew(pair, version="..2"):
+            (store / version).mkdir()
+            for name, source in zip(("server-cert.pem", "server-key.pem"), pair):
+                shutil.copy(source, store / version / name)
+            (store / "draft").symlink_to(version)
+            os.rename(store / "draft", store / "..data")
+
+        renew((pki.server / "server-cert.pem", pki.server / "server-key.pem"), "..1")
+        for name in ("server-cert.pem", "server-key.pem"):
+            (credentials / name).unlink()
+            if where == "outside":
+                (store / name).symlink_to(f"..data/{name}")
+            (credentials / name).symlink_to(f"..data/{name}" if where == "inside" else f"../store/{name}")
+        assert self.renewed(pki, serve_tls(X509, "--sandbox", "require", directory=credentials), renew)
+
+    # A list behind a link in its own directory, to a file outside of it, and to a mounted secret outside of it
+    @pytest.mark.parametrize("layout", ["inside", "outside", "absolute", "mounted"])
+    def test_the_list_of_who_may_come_in_behind_links(self, serve_tls, pki, directory, layout):
+        place, store = directory / "authz", directory / "store"
+        place.mkdir()
+        store.mkdir()
+        path = place / "list.json"
+
+        def write(target, names):
+            target.parent.mkdir(exist_ok=True)
+            draft = target.parent / "draft"
+            draft.write_text(json.dumps({"rules": [{"match": name, "policy": "allow"} for name in names]}))
+            os.rename(draft, target)
+
+        first = {"inside": place / "..1" / "list.json", "mounted": store / "..1" / "list.json"}.get(layout, store / "list.json")
+        write(first, ["O=Example,CN=somebody"])
+        if layout == "inside":
+            (place / "..data").symlink_to("..1")
+            path.symlink_to("..data/list.json")
+        elif layout == "mounted":
+            (store / "..data").symlink_to("..1")
+            (store / "list.json").symlink_to("..data/list.json")
+            path.symlink_to("../store/list.json")
+        else:
+            path.symlink_to(first if layout == "absolute" else "../store/list.json")
+        server = serve_tls(X509, "--object", f"authz-list-file,id=who,filename={path}", "--tls-authz", "who", "--sandbox", "require")
+        turned_away(server, pki.client)
+        if layout in ("inside", "mounted"):
+            parent = place if layout == "inside" else store
+            write(parent / "..2" / "list.json", ["O=Example,CN=client"])
+            (parent / "draft").symlink_to("..2")
+            os.rename(parent / "draft", parent / "..data")
+        else:
+            write(first, ["O=Example,CN=client"])
+        server.wait_for(lambda: "again" in server.err, "a word about the list")
+        assert "cannot read" not in server.err, server.err
+        with tls_wire(server.uri, pki.client) as link:
+            assert link.choose().read(0, 4) == (0, bytes(4))
+
+    def test_a_link_that_leads_elsewhere_later_is_told(self, serve_tls, pki, directory):
+        # Out of reach by then: the list from before stays, and the log says so.
+        path, store = directory / "list.json", directory / "store"
+        store.mkdir()
+        place = directory / "authz"
+        place.mkdir()
+        path = place / "list.json"
+        text = json.dumps({"rules": [{"match": "O=Example,CN=client", "policy": "allow"}]})
+        path.write_text(text)
+        server = serve_tls(X509, "--object", f"authz-list-file,id=who,filename={path}", "--tls-authz", "who", "--sandbox", "require")
+        (store / "list.json").write_text(text)
+        (place / "draft").symlink_to(store / "list.json")
+        os.rename(place / "draft", path)
+        server.wait_for(lambda: "the one from before stays" in server.err and str(path) in server.err, "a complaint")
+        with tls_wire(server.uri, pki.client) as link:
+            assert link.choose().read(0, 4) == (0, bytes(4))
+
+
+def turned_away(server, directory):
+    """Cut off once TLS is up."""
+    link = tls_wire(server.uri, directory)
+    with link, pytest.raises((wire.Closed, ssl.SSLError, ConnectionError)):
+        link.ask(wire.LIST)

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+import parked
 import server as servers
 import wire
 from images import KIB, MIB, noise
@@ -94,29 +95,6 @@ class TestSingle:
     """`--single`: the server of one client ends with it, whatever the client was doing."""
 
     @staticmethod
-    def nothing(link):
-        pass
-
-    @staticmethod
-    def half_its_flags(link):
-        link.receive(18)
-        link.send(b"\0\0")
-
-    @staticmethod
-    def greeting(link):
-        link.greet()
-
-    @staticmethod
-    def half_an_option(link):
-        link.greet()
-        link.option(wire.GO, b"half", length=100)
-
-    @staticmethod
-    def a_listing(link):
-        link.greet()
-        link.ask(wire.LIST)
-
-    @staticmethod
     def the_abort_option(link):
         link.greet()
         link.ask(wire.ABORT)
@@ -128,33 +106,12 @@ class TestSingle:
         assert link.is_closed()
 
     @staticmethod
-    def an_export(link):
-        link.go()
-
-    @staticmethod
-    def a_read(link):
-        link.go()
-        assert link.read(0, 4096)[0] == 0
-
-    @staticmethod
-    def an_unread_reply(link):
-        link.go()
-        for cookie in range(4):
-            link.request(wire.READ, 0, 8 * MIB, cookie=cookie)
-
-    @staticmethod
-    def half_a_payload(link):
-        link.go()
-        link.send(link.header(wire.WRITE, 0, 4096) + bytes(100))
-
-    @staticmethod
     def a_goodbye(link):
         link.go()
         link.request(wire.DISC)
         assert link.is_closed()
 
-    PHASES = ["nothing", "half_its_flags", "greeting", "half_an_option", "a_listing", "the_abort_option", "an_unknown_export", "an_export",
-              "a_read", "an_unread_reply", "half_a_payload", "a_goodbye"]
+    PHASES = [*parked.STATES, "the_abort_option", "an_unknown_export", "a_goodbye"]
 
     @contextlib.contextmanager
     def served(self, disk, *words):
@@ -174,7 +131,10 @@ class TestSingle:
     @pytest.mark.parametrize("phase", PHASES)
     def test_ends_when_the_client_leaves_after(self, disk, phase, half):
         with self.served(disk) as (process, link):
-            getattr(self, phase)(link)
+            if phase in parked.STATES:
+                parked.park(link, phase)
+            else:
+                getattr(self, phase)(link)
             if half:
                 # The client says that nothing more will come, but could still read.
                 with contextlib.suppress(OSError):

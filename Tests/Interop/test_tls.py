@@ -10,66 +10,13 @@ import time
 import pytest
 
 import wire
+from encrypted import KINDS, PSK, X509, X509_ANY, client_context, client_uri, qemu_options, server_options, start_tls, tls_wire, upgrade
 from peers import missing, need, out, run
-from pki import PKI, psk_directory
+from pki import psk_directory
 from server import NBD
 
-X509, X509_ANY, PSK = "x509", "x509 without client certificates", "psk"
-KINDS = [X509, X509_ANY, PSK]
 # What a refused client leaves in the log.
 REFUSED = "connection closed: "
-
-
-@pytest.fixture(scope="session")
-def pki(tmp_path_factory):
-    pki = PKI(tmp_path_factory.mktemp("pki"))
-    pki.server = pki.directory("server", server=pki.sign_server())
-    pki.client = pki.directory("client", client=pki.sign_client())
-    pki.bare = pki.directory("bare")
-    pki.psk = psk_directory(pki.root / "psk", "alice", "qemu")
-    other = PKI(pki.root / "other")
-    pki.other_client = pki.directory("other-client", client=other.sign_client())
-    pki.other_authority = other.certificate
-    pki.other = other
-    return pki
-
-
-def server_options(pki, kind, *extra, directory=None):
-    directory = directory or (pki.psk if kind == PSK else pki.server)
-    if kind == PSK:
-        text = f"tls-creds-psk,id=tls0,dir={directory},endpoint=server"
-    else:
-        text = f"tls-creds-x509,id=tls0,dir={directory},endpoint=server,verify-peer={'off' if kind == X509_ANY else 'on'}"
-    return ["--object", text, "--tls-creds", "tls0", *extra]
-
-
-@pytest.fixture
-def serve_tls(serve, pki, disk, directory):
-    def serve_tls(kind=X509, *extra, directory=None, stderr=None, images=None, **options):
-        return serve(*(images if images is not None else [disk]), extra=server_options(pki, kind, *extra, directory=directory),
-                     stderr=stderr, **options)
-    return serve_tls
-
-
-def client_uri(pki, uri, kind, directory=None):
-    """For nbdinfo and nbdcopy."""
-    glue = "&" if "?" in uri else "?"
-    if kind == PSK:
-        return uri.replace("://", "://alice@", 1) + f"{glue}tls-psk-file={directory or pki.psk}/keys.psk"
-    return uri + f"{glue}tls-certificates={directory or (pki.client if kind == X509 else pki.bare)}"
-
-
-def qemu_options(pki, server, kind, directory=None, export=""):
-    """For qemu-img and qemu-io: the object, and the image."""
-    if kind == PSK:
-        text = f"tls-creds-psk,id=tls0,dir={directory or pki.psk},endpoint=client,username=alice"
-    else:
-        text = f"tls-creds-x509,id=tls0,dir={directory or (pki.client if kind == X509 else pki.bare)},endpoint=client"
-    if server.sockets:
-        place = f"server.type=unix,server.path={server.sockets[0]},tls-hostname=localhost"
-    else:
-        place = f"server.type=inet,server.host=localhost,server.port={server.port}"
-    return ["--object", text, "--image-opts", f"driver=nbd,{place},export={export},tls-creds=tls0"]
 
 
 # Other people's clients
@@ -127,7 +74,7 @@ def test_both_versions_of_tls(serve_tls, pki, version):
     server = serve_tls()
     with tls_wire(server.uri, pki.client, version=version) as link:
         assert link.link.version() == {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}[version]
-        choose(link)
+        link.choose()
         assert link.read(0, 512) == (0, bytes(512))
 
 
@@ -151,43 +98,6 @@ def test_psk_with_gnutls_alone(serve_tls, pki):
 
 
 # By hand
-
-
-def client_context(directory, verify=True):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.load_verify_locations(directory / "ca-cert.pem")
-    if not verify:
-        context.verify_mode = ssl.CERT_NONE
-    if (directory / "client-cert.pem").exists():
-        context.load_cert_chain(directory / "client-cert.pem", directory / "client-key.pem")
-    return context
-
-
-def start_tls(uri):
-    """A link in clear whose STARTTLS was acknowledged."""
-    link = wire.Wire(uri)
-    link.greet()
-    assert link.ask(wire.STARTTLS)[-1][0] == wire.ACK
-    return link
-
-
-def upgrade(uri, context):
-    link = start_tls(uri)
-    link.link = context.wrap_socket(link.link, server_hostname="localhost", suppress_ragged_eofs=False)
-    return link
-
-
-def tls_wire(uri, directory, version=None):
-    context = client_context(directory)
-    if version:
-        context.minimum_version = context.maximum_version = version
-    return upgrade(uri, context)
-
-
-def choose(link, name=""):
-    """Into transmission, on a link that is encrypted."""
-    assert link.ask(wire.GO, link.info_data(name))[-1][0] == wire.ACK
 
 
 def refused(link):
@@ -280,7 +190,7 @@ def test_agreements_in_clear_are_void(serve_tls, pki):
         assert link.ask(wire.STARTTLS)[-1][0] == wire.ACK
         link.link = client_context(pki.client).wrap_socket(link.link, server_hostname="localhost")
         assert link.ask(wire.SET_META, link.meta_data("", "base:allocation"))[-1][0] == wire.INVALID
-        choose(link)
+        link.choose()
         # A simple reply: nothing else was agreed on.
         assert link.read(0, 512) == (0, bytes(512))
 
@@ -311,7 +221,7 @@ def test_goodbye_is_said(serve_tls, pki, version):
     # S-TLS-13, P-TLS-12, P-TERM-07: an end without a close_notify raises SSLEOFError
     server = serve_tls()
     with tls_wire(server.uri, pki.client, version) as link:
-        choose(link)
+        link.choose()
         assert link.read(0, 4096) == (0, bytes(4096))
         link.request(wire.DISC)
         assert link.link.recv(1) == b""
@@ -326,7 +236,7 @@ def test_a_client_that_says_no_goodbye_holds_nothing(serve_tls, pki):
     before = server.descriptors()
     links = [tls_wire(server.uri, pki.client) for _ in range(5)]
     for link in links:
-        choose(link)
+        link.choose()
     for link in links:
         link.link._sslobj = None
         link.link.close()
@@ -360,19 +270,6 @@ def test_many_half_handshakes_hold_up_nobody(serve_tls, pki):
     assert "with TLS" in out(need("nbdinfo"), client_uri(pki, server.uri, X509))
     assert time.monotonic() - started < 8
     for link in links:
-        link.link.close()
-
-
-def test_stopping_in_the_middle_of_tls(serve_tls, pki):
-    # P-TERM-07; issue 4: a client in every state
-    server = serve_tls()
-    links = [start_tls(server.uri), tls_wire(server.uri, pki.client)]
-    working = tls_wire(server.uri, pki.client)
-    choose(working)
-    started = time.monotonic()
-    server.stop(stderr=None)
-    assert time.monotonic() - started < 8
-    for link in [*links, working]:
         link.link.close()
 
 
@@ -547,7 +444,7 @@ def test_certificates_are_read_again(serve_tls, pki):
     mine = pki.directory("late", client=revoked)
     server = serve_tls(directory=credentials)
     old = tls_wire(server.uri, mine)
-    choose(old)
+    old.choose()
     (credentials / "server-cert.pem").write_text("nonsense")
     server.process.send_signal(signal.SIGHUP)
     server.wait_for(lambda: "not read again" in server.err, "a complaint")

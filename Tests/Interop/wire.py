@@ -135,10 +135,14 @@ class Wire:
             data += struct.pack(f">I{len(query)}s", len(query), query)
         return data
 
-    def go(self, *, structured=False, contexts=(), name=None):
-        """The whole handshake, into transmission. `size` and `flags` of the export are kept."""
-        name = self.export if name is None else name
+    def go(self, **options):
+        """The whole handshake, into transmission."""
         self.greet()
+        return self.choose(**options)
+
+    def choose(self, *, structured=False, contexts=(), name=None):
+        """Into transmission from where the greeting is over. `size` and `flags` of the export are kept."""
+        name = self.export if name is None else name
         if structured:
             assert self.ask(STRUCTURED)[-1][0] == ACK
         self.contexts = {}

@@ -22,7 +22,7 @@ final class TestDirectory {
     }
 
     deinit {
-        for name in ["socket", "file", "pid", "notify"] { _ = HostProcess.remove("\(path)/\(name)") }
+        for name in ["socket", "file", "pid", "notify", "link", "second"] { _ = HostProcess.remove("\(path)/\(name)") }
         _ = HostProcess.removeDirectory(path)
     }
 
@@ -97,6 +97,33 @@ final class TestDirectory {
         defer { close(null) }
         #expect(HostProcess.socketKind(null) == (false, false))
         #expect(HostProcess.socketKind(-1) == (false, false))
+    }
+}
+
+@Suite struct `The sandbox` {
+    @Test func `leaves the directories readable that a link leads through`() throws {
+        let directory = try TestDirectory()
+        let file = try directory.write("", to: "file")
+        #expect(Sandbox.directories(behind: file) == [directory.path])
+        #expect(Sandbox.directories(behind: "\(directory.path)/absent") == [directory.path])
+        func link(_ name: String, to target: String) throws -> String {
+            // SAFETY: strings are passed as NUL-terminated ones that are valid during the call.
+            try #require(unsafe symlink(target, "\(directory.path)/\(name)") == 0)
+            return "\(directory.path)/\(name)"
+        }
+        let second = try link("second", to: "/etc/passwd")
+        #expect(Sandbox.directories(behind: second) == [directory.path, "/etc"])
+        let first = try link("link", to: "../\(directory.path.dropFirst("/tmp/".count))/second")
+        #expect(
+            Sandbox.directories(behind: first)
+                == [directory.path, "\(directory.path)/../\(directory.path.dropFirst("/tmp/".count))", "/etc"])
+    }
+
+    @Test func `ends at a link to itself`() throws {
+        let directory = try TestDirectory()
+        // SAFETY: as above.
+        try #require(unsafe symlink("link", "\(directory.path)/link") == 0)
+        #expect(Sandbox.directories(behind: "\(directory.path)/link").count == 41)
     }
 }
 

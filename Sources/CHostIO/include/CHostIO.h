@@ -31,6 +31,8 @@ enum chostio_file_type {
 int chostio_open(const char *path, bool writable, bool direct);
 /// Starts a detached thread that takes no signals.
 int chostio_start_thread(void (*body)(void *), void *context);
+/// 1: free memory went back to the system; 0: there was none, or the C library has no say in it.
+int chostio_trim_memory(void);
 int chostio_close(int fd);
 /// Makes `fd` a dead number: it stays taken, but every use gives EBADF. Calls in flight keep the file they began with.
 int chostio_retire(int fd);

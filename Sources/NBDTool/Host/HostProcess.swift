@@ -163,6 +163,14 @@ enum HostProcess {
         return unsafe String(cString: resolved)
     }
 
+    /// What a symbolic link says; nil when `path` is none.
+    static func linkTarget(_ path: String) -> String? {
+        var bytes = [CChar](repeating: 0, count: Int(PATH_MAX))
+        // SAFETY: see above; the call gets the array and its size, and the number it returns says how much of it is filled.
+        let count = unsafe readlink(path, &bytes, bytes.count)
+        return count > 0 ? String(decoding: bytes.prefix(count).map { UInt8(bitPattern: $0) }, as: UTF8.self) : nil
+    }
+
     // MARK: Descriptors, continued
 
     static func setCloseOnExec(_ descriptor: Int32, _ isSet: Bool) {

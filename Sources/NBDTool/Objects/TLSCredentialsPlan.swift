@@ -23,6 +23,16 @@ struct TLSCredentialsPlan: Equatable, Sendable {
     /// QEMU's default is `client`.
     var endpoint = Endpoint.client
 
+    /// What may lie in the directory.
+    var files: [String] {
+        let names =
+            switch kind {
+            case .x509: ["ca-cert.pem", "ca-crl.pem", "\(endpoint)-cert.pem", "\(endpoint)-key.pem"]
+            case .psk: ["keys.psk"]
+            }
+        return names.map { "\(directory)/\($0)" }
+    }
+
     init(kind: Kind, directory: String, endpoint: Endpoint) {
         self.kind = kind
         self.directory = directory

@@ -125,11 +125,11 @@ struct ServePlan: Equatable, Sendable {
         connectionMemoryLimit = min(connectionMemoryLimit, memoryLimit)
     }
 
-    /// Directories of which files are read again while serving: credentials (SIGHUP), and the file of an `authz-list-file`.
-    var watchedDirectories: [String] {
+    /// Files that are read again while serving: credentials (SIGHUP), and the file of an `authz-list-file`.
+    var watchedFiles: [String] {
         guard let tls else { return [] }
-        guard case .file(let path, true) = tls.authorization else { return [tls.credentials.directory] }
-        return [tls.credentials.directory, Sandbox.directory(of: path)]
+        guard case .file(let path, true) = tls.authorization else { return tls.credentials.files }
+        return tls.credentials.files + [path]
     }
 
     private mutating func planLife(_ options: ServeOptions, isActivated: Bool) throws(ToolError) {

@@ -63,7 +63,11 @@ struct ServeRunner {
         announce(server)
         if let encryption { stopper.adopt(reload: { encryption.reload() }) }
         let watch = encryption?.authorization.map { gate in Task { await gate.watch() } }
-        defer { watch?.cancel() }
+        let trimming = Task { await IdleMemory.watch(server) }
+        defer {
+            watch?.cancel()
+            trimming.cancel()
+        }
         stopper.adopt(server)
         do {
             try await server.run()
@@ -144,7 +148,7 @@ struct ServeRunner {
         if let command = plan.runCommand { stopper.adopt(child: try start(command, uri: uris.first ?? "")) }
         var sandbox = Sandbox()
         sandbox.owned = files.places
-        sandbox.watched = plan.watchedDirectories
+        sandbox.watched = plan.watchedFiles
         sandbox.keepsSignals = plan.runCommand != nil || notifier.isAbstract
         _ = try sandbox.enter(plan.access.sandbox, logger: logger)
     }
