@@ -70,8 +70,7 @@ struct ServeRunner {
         } catch {
             throw .runtime("\(error)")
         }
-        // From the top: what stands on others goes first.
-        for node in graph.nodes.reversed() { await node.device.close() }
+        await graph.close()
         return await stopper.childExitCode() ?? 0
     }
 
