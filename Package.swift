@@ -101,6 +101,6 @@ let package = Package(
         tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", "HostIO", nioCore]),
         tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers", nioCore, nioPosix]),
         tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "NBDTLS", "Block", nioCore, nioPosix, log, lifecycle]),
-        tests("NBDToolTests", ["NBDTool", "BlockGraph", "NBDServer", "NBDClient", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),
+        tests("NBDToolTests", ["NBDTool", "BlockGraph", "QCOW2", "NBDServer", "NBDClient", "NBDProtocol", "Block", "BlockDrivers", "TestPeers", log, arguments]),
     ]
 )

@@ -49,14 +49,24 @@ public final class Opening: Sendable {
 
     /// Opens, or finds, the node that the options name under `key`; nil when they do not.
     ///
-    /// - Parameter readOnly: nil: as the node above.
-    public func child(_ key: String, of options: inout NodeOptions, readOnly: Bool? = nil) async throws(GraphError) -> Node? {
-        switch try options.takeChild(key) {
-        case nil: return nil
+    /// - Parameters:
+    ///   - readOnly: nil: as the node above.
+    ///   - driver: what a description with `filename` and without `driver` means.
+    public func child(
+        _ key: String, of options: inout NodeOptions, readOnly: Bool? = nil, driver: String? = nil
+    ) async throws(GraphError) -> Node? {
+        guard let child = try options.takeChild(key) else { return nil }
+        return try await node(child, key: options.place + key, readOnly: readOnly, driver: driver)
+    }
+
+    /// Opens, or finds, the node of a child that was taken from `key`.
+    public func node(_ child: NodeOptions.Child, key: String, readOnly: Bool? = nil, driver: String? = nil) async throws(GraphError) -> Node {
+        switch child {
         case .reference(let name):
-            guard let node = graph.node(name) else { throw GraphError(.unknown, "\(options.place)\(key)=\(name): there is no such node") }
+            guard let node = graph.node(name) else { throw GraphError(.unknown, "\(key)=\(name): there is no such node") }
             return node
-        case .options(let inner):
+        case .options(var inner):
+            if let driver { inner.setDefault(driver: driver) }
             return try await graph.open(inner, drivers, isReadOnly: readOnly ?? isReadOnly, depth: depth + 1)
         }
     }

@@ -96,6 +96,11 @@ public final class Graph: Sendable {
         }
     }
 
+    /// Closes all devices, from the top: what stands on others goes first. Afterwards the nodes are there, but of no use.
+    public func close() async {
+        for node in nodes.reversed() { await node.device.close() }
+    }
+
     /// Makes somebody a user of a node, until `detach`.
     ///
     /// - Parameter source: who is paused when the node, or one below it, is drained.

@@ -33,6 +33,11 @@ public struct NodeOptions: Equatable, Sendable {
     /// What nobody has taken.
     public var keys: [String] { values.keys.sorted().map { place + $0 } }
 
+    /// What the options mean that give the name of a file and no driver.
+    mutating func setDefault(driver: String) {
+        if values["filename"] != nil, values["driver"] == nil { values["driver"] = driver }
+    }
+
     /// Removes and returns the value of `key`.
     public mutating func take(_ key: String) -> String? { values.removeValue(forKey: key) }
 

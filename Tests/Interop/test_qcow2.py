@@ -13,7 +13,7 @@ import pytest
 import server as servers
 from images import KIB, MIB, random_file
 from peers import need, need_libnbd, out, run
-from qcow2_images import KINDS, chain, create, scattered, snapshots, write
+from qcow2_images import KINDS, chain, create, data_file, scattered, snapshots, write
 
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
@@ -32,10 +32,12 @@ def qemu_nbd(directory, start):
         running.clear()
 
     def qemu_nbd(image, *options, fmt="qcow2"):
+        """`fmt`: None for an image that is described by --image-opts."""
         nonlocal count
         count += 1
         path = directory / f"reference{count}"
-        running.append(start(need("qemu-nbd"), "-r", "-t", "-f", fmt, "-A", "-k", path, *options, image, await_uri=False))
+        how = ["-f", fmt] if fmt else ["--image-opts"]
+        running.append(start(need("qemu-nbd"), "-r", "-t", *how, "-A", "-k", path, *options, image, await_uri=False))
         for _ in range(200):
             try:
                 with socket.socket(socket.AF_UNIX) as client:
@@ -299,7 +301,152 @@ class TestFiles:
         check(image)
 
 
+def layers(directory):
+    """An image on two others, and what may be said of it and of what lies below: the same words for QEMU and for us."""
+    image = chain(directory, 3)
+    data_file(directory)
+    (directory / "copy.data").write_bytes((directory / "image.data").read_bytes()[::-1])
+
+    def file(name, place="file"):
+        return f"{place}.driver=file,{place}.filename={directory / name}"
+    return {
+        "as the image says": f"driver=qcow2,{file(image.name)}",
+        "another image below": f"driver=qcow2,{file(image.name)},backing.driver=qcow2,{file('layer0.qcow2', 'backing.file')}",
+        "a raw file below": f"driver=qcow2,{file(image.name)},backing.driver=raw,{file('base.raw', 'backing.file')}",
+        "a part of it below": f"driver=qcow2,{file(image.name)},backing.driver=raw,backing.offset=1M,{file('base.raw', 'backing.file')}",
+        "three described": f"driver=qcow2,{file(image.name)},backing.driver=qcow2,{file('layer1.qcow2', 'backing.file')},"
+                           f"backing.backing.driver=qcow2,{file('layer0.qcow2', 'backing.backing.file')}",
+        "nothing below": f"driver=qcow2,{file(image.name)},backing=",
+        "nothing below the next": f"driver=qcow2,{file(image.name)},backing.driver=qcow2,{file('layer1.qcow2', 'backing.file')},backing.backing=",
+        "its data file": f"driver=qcow2,{file('image.qcow2')}",
+        "another data file": f"driver=qcow2,{file('image.qcow2')},{file('copy.data', 'data-file')}",
+    }
+
+
+KINDS_OF_LAYERS = ["as the image says", "another image below", "a raw file below", "a part of it below", "three described",
+                   "nothing below", "nothing below the next", "its data file", "another data file"]
+
+
+class TestNodes:
+    @pytest.mark.parametrize("way", ["--image-opts", "--blockdev"])
+    @pytest.mark.parametrize("kind", KINDS_OF_LAYERS)
+    def test_what_is_described_is_what_qemu_nbd_serves(self, serve, directory, qemu_nbd, kind, way):
+        # S-BST-07, S-BST-08
+        options = layers(directory)[kind]
+        theirs = qemu_nbd(options, fmt=None)
+        if way == "--image-opts":
+            ours = serve(options, read_only=True, extra=["--image-opts", "-A"]).uri
+        else:
+            ours = serve(extra=["-r", "--blockdev", f"node-name=n,{options}", "--export", "name=,node=n,allocation-depth=on"]).uri
+        compare(ours, theirs)
+        for context in ("base:allocation", "qemu:allocation-depth"):
+            assert extents(ours, context) == extents(theirs, context)
+
+    def test_nodes_stand_on_nodes(self, serve, directory, connect, qemu_nbd):
+        image = chain(directory, 2)
+        model = directory / "model"
+        run(need("qemu-img"), "convert", "-f", "qcow2", "-O", "raw", image, model)
+        server = serve(extra=[
+            "--blockdev", f"driver=file,node-name=file,filename={image}",
+            "--blockdev", f"driver=qcow2,node-name=below,read-only=on,file.filename={directory / 'layer0.qcow2'}",
+            "--blockdev", "driver=qcow2,node-name=top,detect-zeroes=unmap,discard=unmap,file=file,backing=below",
+            "--export", "name=,node=top", "--export", "name=below,node=below"])
+        compare(server.uri, model)
+        TestWriting.hammer(server.uri, model, seed=random.randrange(1 << 30), steps=20)
+        compare(server.uri, model)
+        below = directory / "below"
+        run(need("qemu-img"), "convert", "-U", "-f", "qcow2", "-O", "raw", directory / "layer0.qcow2", below)
+        compare(servers.unix_uri(server.sockets[0], "below"), below)
+        server.stop()
+        check(image)
+        compare(image, model, ("qcow2", "raw"))
+
+    @pytest.mark.parametrize("keys, reason", [
+        ("driver=qcow2,file.filename=IMAGE,backing=,l2-cache-size=1M", "has no key 'l2-cache-size'"),
+        ("driver=qcow2,file.filename=IMAGE,backing=nobody", "no such node"),
+        ("driver=qcow2,file.filename=IMAGE,backing.driver=vmdk,backing.file.filename=IMAGE", "no driver 'vmdk'"),
+        ("driver=qcow2,file.filename=IMAGE", "does not lie beside the image; --allow-path"),
+        ("driver=qcow2,file.driver=memory,file.size=1M", "not a qcow2 image"),
+    ])
+    def test_what_makes_no_sense_is_refused(self, directory, keys, reason):
+        (directory / "elsewhere").mkdir()
+        base = random_file(directory / "elsewhere" / "base.raw", MIB)
+        image = directory / "image.qcow2"
+        run(need("qemu-img"), "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", image)
+        keys = keys.replace("IMAGE", str(image))
+        done = run(servers.NBD, "serve", "-U", "-", "--blockdev", f"node-name=n,{keys}", "--export", "name=,node=n", status=1)
+        assert reason in done.stderr
+        done = run(servers.NBD, "serve", "-U", "-", "--image-opts", keys, status=1)
+        assert reason in done.stderr
+
+    def test_a_window_and_a_bare_file_show_what_the_image_holds(self, serve, directory):
+        # Not compared with qemu-nbd 7.2: it says that the window is a hole, and cannot be given a bare file below.
+        image = chain(directory, 2)
+        model = directory / "model"
+        run(need("qemu-img"), "convert", "-f", "qcow2", "-O", "raw", image, model)
+        data = model.read_bytes()
+        model.write_bytes(data[MIB:4 * MIB])
+        window = f"driver=raw,node-name=n,offset=1M,size=3M,file.driver=qcow2,file.file.filename={image}"
+        compare(serve(extra=["-r", "--blockdev", window, "--export", "name=,node=n"]).uri, model)
+        raw = f"driver=qcow2,file.filename={image},backing.driver=raw,backing.file.filename={directory / 'base.raw'}"
+        bare = f"driver=qcow2,file.filename={image},backing.driver=file,backing.filename={directory / 'base.raw'}"
+        compare(serve(bare, read_only=True, extra=["--image-opts"]).uri, serve(raw, read_only=True, extra=["--image-opts"]).uri)
+
+    def test_a_snapshot_and_an_overlay_of_what_is_described(self, serve, directory, connect, qemu_nbd):
+        image = snapshots(directory)
+        options = f"driver=qcow2,file.driver=file,file.filename={image}"
+        compare(serve(options, extra=["--image-opts", "-l", "first"]).uri, qemu_nbd(options, "-l", "first", fmt=None))
+        before = image.read_bytes()
+        server = serve(options, extra=["--image-opts", "-s"])
+        connect(server.uri).pwrite(b"gone", 1000)
+        server.stop()
+        assert image.read_bytes() == before
+
+
 class TestBitmaps:
+    @pytest.mark.parametrize("extra", [[], ["--detect-zeroes", "on"], ["--detect-zeroes", "unmap"], ["-s"], ["-r"]], ids=" ".join)
+    def test_bitmaps_are_found_down_the_chain_and_through_filters(self, serve, directory, connect, qemu_nbd, extra):
+        # S-EXP-11
+        base = create(directory / "base.qcow2", 10 * MIB)
+        self.add(base, "lowest", "both")
+        write(base, "write 1M 100k", "write 5M 1")
+        middle = create(directory / "middle.qcow2", 10 * MIB, backing=base)
+        top = create(directory / "top.qcow2", 10 * MIB, backing=middle)
+        self.add(top, "highest", "both")
+        write(top, "write 3M 64k")
+        names = ["highest", "lowest", "both"]
+        words = [word for name in names for word in ("-B", name)]
+        theirs = qemu_nbd(top, *words)
+        expected = {name: extents(theirs, f"qemu:dirty-bitmap:{name}") for name in names}
+        assert len(expected["lowest"]) == 5 and expected["both"] == expected["highest"]
+        qemu_nbd.stop()
+        server = serve(top, extra=["-f", "qcow2", *words, *extra])
+        assert {name: extents(server.uri, f"qemu:dirty-bitmap:{name}") for name in names} == expected
+        if extra == ["-r"]:
+            return
+        # What is written, zeroes too, is recorded where it is stored, and nowhere else.
+        connect(server.uri).pwrite(bytes(65536), 8 * MIB)
+        after = {name: extents(server.uri, f"qemu:dirty-bitmap:{name}") for name in names}
+        assert after["lowest"] == expected["lowest"]
+        assert ([64 * KIB, 1] in after["highest"][3:]) == (extra != ["-s"])
+        server.stop()
+        assert self.dirty(top, "highest", qemu_nbd) == after["highest"]
+        check(top)
+
+    def test_bitmaps_below_are_found_by_exports_of_nodes(self, serve, directory, qemu_nbd):
+        base = create(directory / "base.qcow2", 10 * MIB)
+        self.add(base, "lowest")
+        write(base, "write 1M 100k")
+        top = create(directory / "top.qcow2", 10 * MIB, backing=base)
+        options = f"driver=raw,offset=1M,size=5M,file.driver=qcow2,file.file.driver=file,file.file.filename={top}"
+        theirs = qemu_nbd(f"driver=qcow2,file.driver=file,file.filename={top}", "-B", "lowest", fmt=None)
+        expected = extents(theirs, "qemu:dirty-bitmap:lowest")
+        assert expected == [[MIB, 0], [128 * KIB, 1], [9 * MIB - 128 * KIB, 0]]
+        server = serve(extra=["-r", "--blockdev", f"node-name=n,{options}", "--export", "name=,node=n,bitmap=lowest"])
+        assert extents(server.uri, "qemu:dirty-bitmap:lowest") == [[128 * KIB, 1], [5 * MIB - 128 * KIB, 0]]
+        done = run(servers.NBD, "serve", "-U", "-", "-r", "-f", "qcow2", "-B", "higher", top, status=1)
+        assert "higher" in done.stderr and "not found" in done.stderr
+
     def add(self, image, *names):
         for name in names:
             run(need("qemu-img"), "bitmap", "--add", image, name)

@@ -5,7 +5,8 @@ public import Block
 /// A write that is only partly zero goes through as it is: splitting it would make one request many.
 public final class DetectZeroes: BlockDevice {
     public let info: DeviceInfo
-    private let device: any BlockDevice
+    /// What the filter stands on.
+    public let device: any BlockDevice
     private let mayUnmap: Bool
 
     /// - Parameter mayUnmap: the zeroes may become holes.
@@ -60,6 +61,11 @@ public final class DetectZeroes: BlockDevice {
     public func close() async {
         await device.close()
     }
+}
+
+extension DetectZeroes: BitmapOwner {
+    /// Those of the device, which records what it is asked to write.
+    public var bitmaps: [DirtyBitmap] { (device as? any BitmapOwner)?.bitmaps ?? [] }
 }
 
 /// Maps reads only: writes must be looked at.

@@ -10,6 +10,8 @@ internal import HostIO
 /// caller.
 public final class RawFile: ResizableDevice {
     public let info: DeviceInfo
+    /// As it was given to `open`.
+    public let path: String
     /// Whether other programs are warned of our use of the image; false when locking was not wanted or the file system has no locks.
     public let isLocked: Bool
     private let file: HostFile
@@ -40,11 +42,12 @@ public final class RawFile: ResizableDevice {
                 throw OpenError(.locked, path: path, error.reason)
             }
         }
-        return RawFile(file, options, isLocked: isLocked)
+        return RawFile(file, path, options, isLocked: isLocked)
     }
 
-    private init(_ file: HostFile, _ options: RawOptions, isLocked: Bool) {
+    private init(_ file: HostFile, _ path: String, _ options: RawOptions, isLocked: Bool) {
         self.file = file
+        self.path = path
         self.options = options
         self.isLocked = isLocked
         info = DeviceInfo(

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Block
 import BlockDrivers
+import BlockGraph
 import NBDProtocol
 import QCOW2
 
@@ -42,10 +43,11 @@ struct ImageConvertCommand: AsyncParsableCommand {
     var target: String
 
     func run() async throws {
-        let rules = PathRules(allowed: allowPath)
+        let rules = ImageRules(allowed: allowPath, probesFormat: true)
         guard !compress || targetFormat == .qcow2 else { throw ToolError.usage("-c goes with -O qcow2") }
-        let chain = try await OpenedChain.open(source, format, rules, isLocked: !isShared)
-        let device = try await chain.device(rules, snapshot: snapshot.map { SnapshotSelector(idOrName: $0) })
+        let chain = try await ImageChain.open(source, format, rules, RawOptions(isReadOnly: true, isLocked: !isShared))
+        let graph = Graph()
+        let device = try await chain.add(to: graph, snapshot: snapshot.map { SnapshotSelector(idOrName: $0) }).face
         if chain.images.contains(where: { ImagePath.isSame($0.path, target) }) {
             throw ToolError.runtime("'\(target)' is the source, or lies below it")
         }
@@ -58,16 +60,17 @@ struct ImageConvertCommand: AsyncParsableCommand {
             throw ToolError.usage("-c goes neither with a data file nor with preallocation")
         }
         try await plan.run()
-        let opened = try await OpenedChain.open(target, targetFormat, rules, isReadOnly: false)
+        let opened = try await ImageChain.open(target, targetFormat, rules, RawOptions())
         if compress, let image = opened.images[0].image {
             try await withCopyErrors { () throws(CopyError) in try await DiskCopy.compress(device, into: image) }
             await opened.close()
         } else {
-            let copy = try await opened.device(rules, isReadOnly: false)
+            let target = Graph()
+            let copy = try await opened.add(to: target).face
             try await withCopyErrors { () throws(CopyError) in try await DiskCopy.copy(device, to: copy) }
-            await copy.close()
+            await target.close()
         }
-        await device.close()
+        await graph.close()
     }
 
     private func withCopyErrors(_ body: () async throws(CopyError) -> Void) async throws(ToolError) {

@@ -24,9 +24,9 @@ struct ImageMapCommand: AsyncParsableCommand {
     var file: String
 
     func run() async throws {
-        let rules = PathRules(allowed: allowPath)
-        let chain = try await OpenedChain.open(file, format, rules, isLocked: !isShared)
-        var map = try await ChainMap(chain, rules)
+        let chain = try await ImageChain.open(
+            file, format, ImageRules(allowed: allowPath, probesFormat: true), RawOptions(isReadOnly: true, isLocked: !isShared))
+        var map = try await ChainMap(chain)
         var lines = ImageMapLines(isJSON: output.isJSON)
         while let entry = try await map.next() { try lines.append(entry) }
         lines.finish()
@@ -55,13 +55,13 @@ struct ChainMapEntry: Equatable {
 
 /// Walks over a chain of images.
 struct ChainMap {
-    private let chain: OpenedChain
+    private let chain: ImageChain
     private var maps: [ImageMap?] = []
     private var paths: [String] = []
     private var position: UInt64 = 0
     private var pending: ChainMapEntry?
 
-    init(_ chain: OpenedChain, _ rules: PathRules) async throws(ToolError) {
+    init(_ chain: ImageChain) async throws(ToolError) {
         self.chain = chain
         for opened in chain.images {
             let image = opened.image

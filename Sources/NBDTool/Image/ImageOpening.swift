@@ -17,6 +17,8 @@ struct OpenedImage {
     var file: RawFile
     /// Nil for raw.
     var image: ImageFile?
+    /// The external data file; only opened in an `ImageChain`.
+    var dataFile: RawFile?
 
     var format: ImageFormat { image == nil ? .raw : .qcow2 }
 
@@ -32,9 +34,13 @@ extension OpenedImage {
     static func open(_ path: String, _ format: ImageFormat? = nil, isReadOnly: Bool = true, isLocked: Bool = true) async throws(ToolError)
         -> OpenedImage
     {
+        try await open(path, format, RawOptions(isReadOnly: isReadOnly, isLocked: isLocked, isGrowable: true))
+    }
+
+    static func open(_ path: String, _ format: ImageFormat?, _ options: RawOptions) async throws(ToolError) -> OpenedImage {
         let file: RawFile
         do throws(OpenError) {
-            file = try await RawFile.open(path, RawOptions(isReadOnly: isReadOnly, isLocked: isLocked, isGrowable: true))
+            file = try await RawFile.open(path, options)
         } catch {
             throw .runtime(error.description)
         }
@@ -78,6 +84,12 @@ enum ImagePath {
         }
         guard !name.hasPrefix("/"), let slash = path.lastIndex(of: "/") else { return name }
         return path[...slash] + name
+    }
+
+    /// Without its last slash, unless that is all.
+    static func directory(of path: String) -> String {
+        guard let slash = path.lastIndex(of: "/") else { return "." }
+        return slash == path.startIndex ? "/" : String(path[..<slash])
     }
 
     /// Makes an empty file, or empties the one that is there.

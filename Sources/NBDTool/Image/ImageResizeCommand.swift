@@ -1,6 +1,7 @@
 import ArgumentParser
 import Block
 import BlockDrivers
+import BlockGraph
 import NBDProtocol
 import QCOW2
 
@@ -36,8 +37,7 @@ struct ImageResizeCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let rules = PathRules(allowed: allowPath)
-        let chain = try await OpenedChain.open(file, format, rules, isReadOnly: false)
+        let chain = try await ImageChain.open(file, format, ImageRules(allowed: allowPath, probesFormat: true), RawOptions())
         let opened = chain.images[0]
         let old = opened.byteCount
         let new = try wanted(old)
@@ -45,12 +45,10 @@ struct ImageResizeCommand: AsyncParsableCommand {
             throw ToolError.runtime("'\(file)': \(new) bytes are fewer than the \(old) there are: --shrink allows to lose what lies behind")
         }
         if let image = opened.image {
-            let dataFile = try await opened.openDataFile(rules, isReadOnly: false)
             try await withImageErrors(file) { () throws(ImageError) in
-                try await image.resize(to: new, mayShrink: shrink, dataFile: dataFile)
+                try await image.resize(to: new, mayShrink: shrink, dataFile: opened.dataFile)
             }
-            await dataFile?.close()
-            if new > old { try await zero(from: old, chain, rules) } else { await chain.close() }
+            if new > old { try await zero(from: old, chain) } else { await chain.close() }
         } else {
             do throws(BlockError) { try await opened.file.resize(to: new) } catch { throw ToolError.runtime("'\(file)': \(error.detail)") }
             await chain.close()
@@ -92,14 +90,15 @@ struct ImageResizeCommand: AsyncParsableCommand {
     }
 
     /// What is new reads as zeroes: not as what a longer image below has there, nor as what is left of a disk that was once longer.
-    private func zero(from old: UInt64, _ chain: OpenedChain, _ rules: PathRules) async throws(ToolError) {
+    private func zero(from old: UInt64, _ chain: ImageChain) async throws(ToolError) {
         guard let image = chain.images[0].image else { return }
         let geometry = image.header.geometry
         let tableEnd = (old / geometry.l2CoverByteCount + 1) * geometry.l2CoverByteCount
         let below = chain.images.dropFirst().first?.byteCount ?? 0
         let end = min(max(tableEnd, below), image.header.virtualByteCount)
         guard try await needsZeroes(image, from: old, to: end, below) else { return await chain.close() }
-        let device = try await chain.device(rules, isReadOnly: false)
+        let graph = Graph()
+        let device = try await chain.add(to: graph).face
         if let range = ByteRange(start: old, count: end - min(old, end)), !range.isEmpty {
             do throws(BlockError) {
                 try await device.writeZeroes(range, .mayUnmap)
@@ -108,6 +107,6 @@ struct ImageResizeCommand: AsyncParsableCommand {
                 throw .runtime("'\(file)': \(error.detail)")
             }
         }
-        await device.close()
+        await graph.close()
     }
 }

@@ -63,7 +63,7 @@ enum QEMUNBDPersonality {
               --aio=MODE             threads, native, io_uring
               --discard=MODE         ignore (default), unmap
               --detect-zeroes=MODE   off (default), on, unmap
-              --image-opts           FILE is driver=raw,file.driver=file,file.filename=PATH,…
+              --image-opts           FILE is driver=raw,file.driver=file,file.filename=PATH,…; or qcow2
 
         Other
           -L, --list                 list the exports of another server

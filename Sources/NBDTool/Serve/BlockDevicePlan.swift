@@ -8,6 +8,7 @@ struct BlockDevicePlan: Equatable, Sendable {
     /// How files are opened when the keys do not say.
     var defaults: RawOptions
     var isReadOnly: Bool
+    var rules: ImageRules
 
     /// - Parameter text: `driver=raw,node-name=disk,file.driver=file,file.filename=PATH`.
     /// - Throws: `.usage` for a node without a name or a driver, and keys that are malformed or given twice.
@@ -24,6 +25,7 @@ struct BlockDevicePlan: Equatable, Sendable {
         }
         defaults = RawOptions(discard: options.style == .qemuNBD ? .ignore : .unmap)
         isReadOnly = options.isReadOnly
+        rules = ImageRules(options)
         try defaults.apply(
             cache: options.cache, discard: options.discard, detectZeroes: options.detectZeroes, aio: options.aio, spell: { "--\($0)" })
     }
@@ -31,9 +33,15 @@ struct BlockDevicePlan: Equatable, Sendable {
     /// - Throws: `.runtime` naming what could not be opened.
     func open(in graph: Graph) async throws(ToolError) {
         do throws(GraphError) {
-            try await graph.open(options, ToolDrivers.all(defaults), isReadOnly: isReadOnly)
+            try await graph.open(options, ToolDrivers.all(defaults, rules), isReadOnly: isReadOnly)
         } catch {
             throw .runtime("--blockdev: \(error)")
         }
+    }
+}
+
+extension ImageRules {
+    init(_ options: ServeOptions) {
+        self.init(allowed: options.allowedPaths, probesFormat: options.probesBackingFormat)
     }
 }

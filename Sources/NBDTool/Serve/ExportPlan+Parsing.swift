@@ -1,4 +1,5 @@
 import BlockDrivers
+import BlockGraph
 import NBDProtocol
 
 extension ExportPlan {
@@ -40,14 +41,24 @@ extension ExportPlan {
     }
 
     /// Reads the simple forms of QEMU's `--image-opts`: `driver=file,filename=…` and
-    /// `driver=raw,file.driver=file,file.filename=…[,offset=…][,size=…]`.
+    /// `driver=raw,file.driver=file,file.filename=…[,offset=…][,size=…]`. The keys of `driver=qcow2,…` are only read at opening: as those of
+    /// `--blockdev`.
     ///
-    /// - Throws: `.usage` for other drivers and unknown keys: a graph of nodes cannot be described here.
+    /// - Throws: `.usage` for other drivers and unknown keys.
     init(imageOptions text: String, defaults: RawOptions, readOnly: Bool) throws(ToolError) {
         var list = try KeyValueList(text, context: "--image-opts")
+        let pairs = list.pairs
         let driver = list.take("driver")
         if driver == "qcow2" {
-            try self.init(qcow2: &list, defaults: defaults, readOnly: readOnly)
+            do throws(GraphError) {
+                self.init(source: .described(try NodeOptions(pairs), text: text))
+            } catch {
+                throw .usage("--image-opts: \(error)")
+            }
+            format = .qcow2
+            isFormatGiven = true
+            isReadOnly = readOnly
+            storage = defaults
             return
         }
         let isBare = driver == "file" || driver == "host_device"

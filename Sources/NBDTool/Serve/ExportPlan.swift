@@ -1,4 +1,5 @@
 import BlockDrivers
+import BlockGraph
 import NBDProtocol
 
 /// One export, checked but not opened: what `--export`, an image operand or an `[[exports]]` table of a configuration file asks for.
@@ -13,6 +14,8 @@ struct ExportPlan: Equatable, Sendable {
         case pattern(byteCount: UInt64)
         /// A node that `--blockdev` opens.
         case node(String)
+        /// An image and all that it stands on, as `--image-opts` describe them.
+        case described(NodeOptions, text: String)
     }
 
     var name = ""
@@ -42,17 +45,7 @@ struct ExportPlan: Equatable, Sendable {
         case .null(let byteCount): "null:\(byteCount)"
         case .pattern(let byteCount): "pattern:\(byteCount)"
         case .node(let name): name
-        }
-    }
-
-    /// What the node of the source is called in the graph.
-    var driver: String {
-        switch source {
-        case .file: format == .qcow2 ? "qcow2" : "file"
-        case .memory: "memory"
-        case .null: "null"
-        case .pattern: "pattern"
-        case .node: "raw"
+        case .described(_, let text): text
         }
     }
 

@@ -32,25 +32,18 @@ enum ImageOpener {
     private static func open(
         _ plan: ExportPlan, in graph: Graph, _ expectsProbing: Bool, _ logger: Logger
     ) async throws(ToolError) -> Node {
-        let device = try await Self.device(plan)
-        let name = plan.sourceName
-        if case .file = plan.source, let refusal = plan.storage.aio.refusal {
-            logger.warning("\(refusal): '\(name)' is served by threads, not aio=\(plan.storage.aio.rawValue)")
-        }
-        do throws(ToolError) {
-            if !plan.isFormatGiven, case .file = plan.source {
-                try await checkFormat(of: device, plan, name, expectsProbing, logger)
+        let node = try await Self.node(plan, in: graph)
+        switch plan.source {
+        case .file, .described:
+            if let refusal = plan.storage.aio.refusal {
+                logger.warning("\(refusal): '\(plan.sourceName)' is served by threads, not aio=\(plan.storage.aio.rawValue)")
             }
-        } catch {
-            await device.close()
-            throw error
+        default: break
         }
-        do throws(GraphError) {
-            return try graph.add(driver: plan.driver, device)
-        } catch {
-            await device.close()
-            throw .runtime("\(error)")
+        if !plan.isFormatGiven, case .file(let path) = plan.source {
+            try await checkFormat(of: node.device, plan, path, expectsProbing, logger)
         }
+        return plan.chain.isTemporary ? try await TemporaryOverlay.add(over: node, to: graph) : node
     }
 
     private static func checkFormat(
@@ -67,29 +60,29 @@ enum ImageOpener {
         logger.warning("'\(name)' looks like a \(format) image; the bytes of the file are served as they are")
     }
 
-    private static func device(_ plan: ExportPlan) async throws(ToolError) -> any BlockDevice {
-        switch plan.source {
-        case .file(let path):
-            let isReadOnly = plan.isReadOnly || plan.chain.isTemporary
-            let device: any BlockDevice
-            switch plan.format {
-            case .raw:
-                var options = plan.storage
-                options.isReadOnly = isReadOnly
-                do {
-                    device = try await openRaw(path, options)
-                } catch {
-                    throw .runtime(error.description)
-                }
-            case .qcow2:
-                var chain = ServedChain(plan)
-                device = try await chain.open(path, isReadOnly: isReadOnly)
+    private static func node(_ plan: ExportPlan, in graph: Graph) async throws(ToolError) -> Node {
+        let isReadOnly = plan.isReadOnly || plan.chain.isTemporary
+        var storage = plan.storage
+        storage.isReadOnly = isReadOnly || plan.chain.snapshot != nil
+        do {
+            switch plan.source {
+            case .file(let path) where plan.format == .qcow2:
+                let chain = try await ImageChain.open(path, .qcow2, plan.chain.rules, storage)
+                let image = try await chain.add(to: graph, snapshot: plan.chain.snapshot)
+                guard storage.detectZeroes != .off, !storage.isReadOnly else { return image }
+                let filter = DetectZeroes(image.face, mayUnmap: storage.detectZeroes == .unmap)
+                return try graph.add(driver: "detect-zeroes", filter, edges: [Node.Edge(.filtered, image)])
+            case .file(let path): return try graph.add(driver: "file", try await openRaw(path, storage))
+            case .memory(let byteCount): return try graph.add(driver: "memory", MemoryDevice(byteCount: byteCount))
+            case .null(let byteCount): return try graph.add(driver: "null", NullDevice(byteCount: byteCount))
+            case .pattern(let byteCount): return try graph.add(driver: "pattern", PatternDevice(byteCount: byteCount))
+            case .described(let options, _):
+                let drivers = ToolDrivers.all(plan.storage, plan.chain.rules, snapshot: plan.chain.snapshot)
+                return try await graph.open(options, drivers, isReadOnly: storage.isReadOnly)
+            case .node(let name): throw ToolError.runtime("node '\(name)' is open")
             }
-            return plan.chain.isTemporary ? try await TemporaryOverlay.open(over: device) : device
-        case .memory(let byteCount): return MemoryDevice(byteCount: byteCount)
-        case .null(let byteCount): return NullDevice(byteCount: byteCount)
-        case .pattern(let byteCount): return PatternDevice(byteCount: byteCount)
-        case .node(let name): throw .runtime("node '\(name)' is open")
+        } catch {
+            throw (error as? ToolError) ?? .runtime("\(error)")
         }
     }
 }

@@ -17,8 +17,7 @@ extension ServePlan {
             exports.append(try ExportPlan(parsing: text, defaults: defaults, readOnly: options.isReadOnly))
         }
         for index in exports.indices {
-            exports[index].chain.allowedDirectories += options.allowedPaths
-            exports[index].chain.probesBackingFormat = options.probesBackingFormat
+            exports[index].chain.rules = ImageRules(options)
         }
         // A server that was asked not to write does not, whatever one export says.
         if options.isReadOnly { for index in exports.indices { exports[index].isReadOnly = true } }

@@ -74,8 +74,7 @@ struct ServeRunner {
         } catch {
             throw .runtime("\(error)")
         }
-        // From the top: what stands on others goes first.
-        for node in graph.nodes.reversed() { await node.device.close() }
+        await graph.close()
         return await stopper.childExitCode() ?? 0
     }
 

@@ -1,15 +1,18 @@
 import Block
 import BlockDrivers
+import BlockGraph
 import QCOW2
 
 /// An empty image over any device, in a file that has no name and is gone with us: `-s`.
 enum TemporaryOverlay {
+    /// - Returns: the overlay's node; its file, too, belongs to the graph.
     /// - Throws: `.runtime` when there is no room for the file.
-    static func open(over device: any BlockDevice) async throws(ToolError) -> any BlockDevice {
+    static func add(over node: Node, to graph: Graph) async throws(ToolError) -> Node {
         do {
             let file = try await makeFile()
-            let header = try await write(to: file, byteCount: device.info.byteCount)
-            return try await QCOW2Image.open(header, on: file, backing: device)
+            let header = try await write(to: file, byteCount: node.device.info.byteCount)
+            let edges = [Node.Edge(.file, try graph.add(driver: "file", file)), Node.Edge(.backing, node)]
+            return try graph.add(driver: "qcow2", try await QCOW2Image.open(header, on: edges, QCOW2Image.Options()), edges: edges)
         } catch let error as BlockError {
             throw .runtime("Could not make a temporary overlay: \(error.detail)")
         } catch {

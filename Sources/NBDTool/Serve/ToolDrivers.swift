@@ -1,14 +1,21 @@
 import Block
 import BlockDrivers
 import BlockGraph
+import QCOW2
 
 /// The drivers of `--blockdev` and `--image-opts`: QEMU's names and keys where it has them.
 enum ToolDrivers {
-    /// - Parameter defaults: how files are opened when their options do not say.
-    static func all(_ defaults: RawOptions) -> Drivers {
+    /// - Parameters:
+    ///   - defaults: how files are opened when their options do not say.
+    ///   - rules: for the files that images name.
+    ///   - snapshot: which internal snapshot the node on top shows.
+    static func all(_ defaults: RawOptions, _ rules: ImageRules, snapshot: SnapshotSelector? = nil) -> Drivers {
         var drivers = Drivers()
         for name in ["file", "host_device"] {
             drivers.register(name) { options, opening throws(GraphError) in try await file(&options, opening, name, defaults) }
+        }
+        drivers.register("qcow2") { options, opening throws(GraphError) in
+            try await QCOW2Driver(defaults, rules, snapshot: options.place.isEmpty ? snapshot : nil).open(&options, opening)
         }
         drivers.register("raw") { options, opening throws(GraphError) in try await raw(&options, opening) }
         drivers.register("memory") { options, opening throws(GraphError) in
@@ -60,7 +67,7 @@ enum ToolDrivers {
     private static func raw(_ options: inout NodeOptions, _ opening: Opening) async throws(GraphError) -> Drivers.Opened {
         let offset = try options.takeSize("offset") ?? 0
         let size = try options.takeSize("size")
-        guard let file = try await opening.child("file", of: &options) else {
+        guard let file = try await opening.child("file", of: &options, driver: "file") else {
             throw GraphError(.invalid, "driver 'raw' needs \(options.place)file=NODE or \(options.place)file.driver=")
         }
         do throws(BlockError) {

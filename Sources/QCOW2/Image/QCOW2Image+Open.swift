@@ -61,7 +61,7 @@ extension QCOW2Image {
     ///
     /// - Parameters:
     ///   - file: becomes the image's, also when this fails: then it is closed. The same goes for the other two.
-    ///   - backing: the file that the header names; nil when it names none. Only read.
+    ///   - backing: what shows through where the image has nothing: the file that the header names, or another one. Only read.
     ///   - dataFile: likewise, if the header wants one.
     /// - Throws: `.inputOutput`, `.unsupported` or `.invalid`, with words for people.
     public static func open(
@@ -114,7 +114,6 @@ extension QCOW2Image {
         guard header.hasDataFile == (dataFile != nil) else {
             throw BlockError(.invalid, header.hasDataFile ? "the image needs its external data file" : "the image has no external data file")
         }
-        guard backing == nil || header.backingFileName != nil else { throw BlockError(.invalid, "the image has no backing file") }
         guard backing == nil || !header.hasRawDataFile else {
             throw BlockError(.invalid, "the image is damaged: a raw external data file and a backing file exclude each other")
         }

@@ -1,0 +1,95 @@
+import Block
+import BlockDrivers
+import BlockGraph
+import QCOW2
+
+/// `driver=qcow2` of `--blockdev` and `--image-opts`, with QEMU's keys:
+///
+///     driver=qcow2,file.filename=/srv/top.qcow2                          all else as the image says, where the rules allow it
+///     driver=qcow2,file=NODE,backing=NODE,data-file=NODE                 nodes that are there, or described in place
+///     driver=qcow2,file.filename=/srv/top.qcow2,backing=                 nothing below: what the image does not have reads as zeroes
+struct QCOW2Driver: Sendable {
+    private let defaults: RawOptions
+    private let rules: ImageRules
+    private let snapshot: SnapshotSelector?
+
+    init(_ defaults: RawOptions, _ rules: ImageRules, snapshot: SnapshotSelector?) {
+        self.defaults = defaults
+        self.rules = rules
+        self.snapshot = snapshot
+    }
+
+    func open(_ options: inout NodeOptions, _ opening: Opening) async throws(GraphError) -> Drivers.Opened {
+        let place = options.place
+        var storage = defaults
+        storage.isReadOnly = opening.isReadOnly
+        do throws(ToolError) {
+            try storage.apply(discard: options.take("discard"), detectZeroes: options.take("detect-zeroes"), spell: { place + $0 })
+            try storage.check()
+        } catch {
+            throw GraphError(.invalid, error.message)
+        }
+        guard let file = try await opening.child("file", of: &options, driver: "file") else {
+            throw GraphError(.invalid, "driver 'qcow2' needs \(place)file=NODE or \(place)file.driver=")
+        }
+        let name = Self.path(of: file.device)
+        let label = name ?? "node '\(file.name)'"
+        var edges = [Node.Edge(.file, file)]
+        do {
+            let header = try await ImageHeader.read(from: file.face)
+            if let node = try await opening.child("data-file", of: &options, driver: "file") {
+                edges.append(Node.Edge(.dataFile, node))
+            } else if header.hasDataFile, let data = try rules.dataFile(of: header, at: try named(name, file, place + "data-file")) {
+                let opened = try await OpenedImage.open(data.path, .raw, Self.file(storage))
+                edges.append(Node.Edge(.dataFile, try opening.graph.add(driver: "file", opened.file)))
+            }
+            if let node = try await backing(of: header, name, file, &options, opening, storage) { edges.append(Node.Edge(.backing, node)) }
+            var how = QCOW2Image.Options(isReadOnly: storage.isReadOnly, honorsDiscard: storage.discard == .unmap)
+            how.writesThrough = storage.cache.writesThrough
+            how.snapshot = snapshot
+            let image = try await QCOW2Image.open(header, on: edges, how)
+            guard storage.detectZeroes != .off, !storage.isReadOnly else { return Drivers.Opened(image, edges: edges) }
+            return Drivers.Opened(DetectZeroes(image, mayUnmap: storage.detectZeroes == .unmap), edges: edges)
+        } catch let error as BlockError {
+            throw GraphError(.cannotOpen, "Could not open '\(label)': \(error.detail)")
+        } catch let error as ToolError {
+            throw GraphError(.cannotOpen, error.message)
+        } catch {
+            throw (error as? GraphError) ?? GraphError(.cannotOpen, "\(error)")
+        }
+    }
+
+    /// The node below the image: given, or what the image names; nil when there is none, or shall be none.
+    private func backing(
+        of header: ImageHeader, _ name: String?, _ file: Node, _ options: inout NodeOptions, _ opening: Opening, _ storage: RawOptions
+    ) async throws -> Node? {
+        switch try options.takeChild("backing") {
+        // QEMU's way to write JSON's null among keys with dots.
+        case .reference(""): return nil
+        case .some(let child): return try await opening.node(child, key: "\(options.place)backing", readOnly: true)
+        case nil:
+            guard let below = header.backingFileName, !below.isEmpty else { return nil }
+            let path = try named(name, file, options.place + "backing")
+            return try await ImageChain.open(below: header, at: path, rules, storage)?.add(to: opening.graph)
+        }
+    }
+
+    /// Where the image lies, beside which the files are that it names.
+    private func named(_ path: String?, _ file: Node, _ key: String) throws(GraphError) -> String {
+        guard let path else {
+            throw GraphError(.invalid, "the image in node '\(file.name)' names a file, and the node is none beside which it could lie: \(key)= is needed")
+        }
+        return path
+    }
+
+    private static func path(of device: any BlockDevice) -> String? {
+        (device as? DetectZeroes).map { path(of: $0.device) } ?? (device as? RawFile)?.path
+    }
+
+    private static func file(_ storage: RawOptions) -> RawOptions {
+        var options = storage
+        options.isGrowable = !storage.isReadOnly
+        options.detectZeroes = .off
+        return options
+    }
+}
