@@ -43,6 +43,8 @@ struct ConnectionEnvironment: Sendable {
         return all.filter { authorizer.permissions(of: peer, for: $0.name).contains(.list) }
     }
 
+    func greets(_ peer: PeerIdentity) -> Bool { configuration.authorizer?.greets(peer) ?? true }
+
     func admits(_ peer: PeerIdentity) -> Bool { configuration.authorizer?.admits(peer) ?? true }
 
     func tracer(for identity: ConnectionIdentity) -> Tracer? {

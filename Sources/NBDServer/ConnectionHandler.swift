@@ -72,8 +72,8 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
     func channelActive(context: ChannelHandlerContext) {
         self.context = context
         environment.journal.connected(identity)
-        // Who may encrypt may prove more of itself, and is judged then.
-        guard tlsPolicy != .off || environment.admits(peer) else { return close(.notAdmitted) }
+        // Who may encrypt may prove more of itself, and is judged again then.
+        guard tlsPolicy == .off ? environment.admits(peer) : environment.greets(peer) else { return close(.notAdmitted) }
         if let name = listener.oldstyleExport { return beginOldstyle(name) }
         let handshake = ServerHandshake(
             limits: environment.configuration.handshakeLimits, isListable: listener.isListable, tls: tlsPolicy, trace: tracer)

@@ -72,6 +72,19 @@ private func canOpen(_ path: String, _ flags: Int32 = O_RDONLY) -> Int32 {
         #expect(canOpen(forbidden) == 0)
     }
 
+    @Test(.enabled(if: Confinement.version ?? 0 >= 6, "this kernel's Landlock knows no scopes"), arguments: [true, false])
+    func `signals other processes only where that is kept`(keepsSignals: Bool) {
+        let result = onThreadOfItsOwn { () -> Int32 in
+            do throws(HostError) {
+                try Confinement(keepsSignals: keepsSignals).confineThread()
+            } catch {
+                return error.code.rawValue
+            }
+            return kill(getppid(), 0) == 0 ? 0 : errno
+        }
+        #expect(result == (keepsSignals ? 0 : EPERM))
+    }
+
     @Test func `is not made by rules about what is not there`() {
         let error = onThreadOfItsOwn { () -> HostError? in
             do throws(HostError) {

@@ -3,12 +3,14 @@
 import json
 import os
 import socket
+import ssl
 import subprocess
 
 import pytest
 
 import server as servers
 import wire
+from encrypted import X509, tls_wire
 from images import MIB
 from peers import need, out, run
 from wire import Wire
@@ -50,6 +52,25 @@ class TestRules:
         link, _ = wire.dial(server.uri)
         with link:
             assert link.recv(1) == b""
+
+    @pytest.mark.parametrize("policy", ["required", "optional"])
+    def test_greet_nobody_whom_tls_could_not_help(self, serve_tls, pki, disks, policy):
+        # Before the greeting, though TLS is on: the user behind the socket is known, and no rule is about it.
+        rules = ["--allow", f"uid={os.getuid() + 1},tls-dn=O=Example,,CN=client,may=all"]
+        server = serve_tls(X509, "--tls", policy, *disks, *rules, images=[], stderr="not let in by the server's rules")
+        link, _ = wire.dial(server.uri)
+        with link:
+            assert link.recv(1) == b""
+
+    def test_by_what_tls_proves(self, serve_tls, pki, disks):
+        # Greeted, since more may be known of them soon; cut once it is.
+        rules = ["--allow", f"uid={os.getuid()},tls-dn=O=Example,,CN=client,may=all"]
+        server = serve_tls(X509, *disks, *rules, images=[], stderr="not let in by the server's rules")
+        with tls_wire(server.uri, pki.client) as link:
+            assert link.choose(name="disk").read(0, 4) == (0, bytes(4))
+        other = pki.directory("other-name", client=pki.sign_client("another"))
+        with tls_wire(server.uri, other) as link, pytest.raises((wire.Closed, ssl.SSLError, ConnectionError)):
+            link.ask(wire.LIST)
 
     def test_by_a_user_that_is_another(self, serve, disks, directory):
         if os.getuid() != 0:

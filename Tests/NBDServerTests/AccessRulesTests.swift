@@ -102,11 +102,21 @@ private func rule(_ permissions: Permissions, _ change: (inout AccessRule) -> Vo
             }
         ])
         #expect(!rules.admits(try peer("192.0.2.1")))
+        #expect(!rules.greets(try peer("192.0.2.1")))
+        #expect(rules.greets(try peer("10.0.0.1")))
         #expect(rules.admits(try peer("10.0.0.1")), "STARTTLS may follow")
         #expect(!rules.admits(try peer("10.0.0.1", tls: .anonymous)))
         #expect(rules.admits(try peer("10.0.0.1", tls: .certificate(distinguishedName: "CN=x"))))
+        rules.denied = [
+            rule(.all) {
+                $0.origins = [.network(network)]
+                $0.usesTLS = false
+            }
+        ]
+        #expect(rules.greets(try peer("10.0.0.1")), "what is taken from clients in clear is not from this one yet")
         rules.denied = [rule(.all) { $0.origins = [.network(network)] }]
         #expect(!rules.admits(try peer("10.0.0.1")))
+        #expect(!rules.greets(try peer("10.0.0.1")))
     }
 
     @Test func `ask the verdict about TLS of clients with TLS only`() throws {

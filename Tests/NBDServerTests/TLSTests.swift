@@ -1,4 +1,5 @@
 import Block
+import Glibc
 import Logging
 import NBDClient
 import NBDProtocol
@@ -79,6 +80,25 @@ private final class Doorkeeper: Authorizer {
             #expect(!uri.requiresTLS)
             await #expect(throws: (any Error).self) { try await NBDClient.connect(uri) }
             _ = try await NBDClient.connect(uri, options: options("alice"))
+        }
+    }
+
+    // S-TLS-07, S-CVE-20: the address and the user behind the socket are known before anything is said
+    @Test(arguments: [TLSPolicy.required, .optional], [UInt32(0), 1])
+    func `does not greet whom nothing that TLS proves could let in`(policy: TLSPolicy, difference: UInt32) async throws {
+        var rule = AccessRule(.all)
+        rule.uids = [getuid() + difference]
+        rule.pskUser = Glob("alice")
+        try await serve(policy, authorizer: AccessRules(allowed: [rule])) { uri in
+            guard case .unix(let path) = uri.address else {
+                Issue.record("not on a Unix socket")
+                return
+            }
+            let isGreeted = difference == 0
+            #expect(RawSocket(unix: path).receive(18).isEmpty != isGreeted)
+            guard isGreeted else { return }
+            _ = try await NBDClient.connect(uri, options: options("alice"))
+            await #expect(throws: NBDClientError.self) { try await NBDClient.connect(uri, options: options("bob")) }
         }
     }
 

@@ -91,6 +91,17 @@ private final class Directory {
         #expect(try load(["ca-crl.pem": Fixtures.listOfAnotherAuthority]).warnings.count == 1)
     }
 
+    @Test func `are not there without a list of revoked certificates that a link has lost`() throws {
+        let directory = try Directory(good)
+        try #require(symlink("gone.pem", directory.path + "/ca-crl.pem") == 0)
+        #expect(throws: TLSCredentialError("\(directory.path)/ca-crl.pem: leads to a file that is not there")) {
+            try TLSServerCredentials(directory: directory.path)
+        }
+        try directory.write("gone.pem", Fixtures.revokesNobody)
+        defer { unlink(directory.path + "/gone.pem") }
+        #expect(try TLSServerCredentials(directory: directory.path).warnings == [])
+    }
+
     @Test func `can be replaced`() throws {
         let store = TLSCredentialStore(TLSServerCredentials(preSharedKeys: { _ in nil }))
         store.replace(with: try load(["ca-crl.pem": Fixtures.overdue]))

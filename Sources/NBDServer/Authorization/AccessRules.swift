@@ -28,15 +28,19 @@ public struct AccessRules: Authorizer {
     }
 
     /// Whom no rule could give anything is not even greeted.
-    public func admits(_ peer: PeerIdentity) -> Bool {
-        if peer.tls != .none, let tlsVerdict, !tlsVerdict(peer) { return false }
+    public func greets(_ peer: PeerIdentity) -> Bool {
         guard !isEmpty else { return true }
-        // In clear, more may still come: STARTTLS.
-        func fits(_ rule: AccessRule) -> Bool { peer.tls == .none ? rule.fitsOrigin(of: peer) : rule.fits(peer) }
         let isBanned = denied.contains { rule in
             rule.permissions == .all && rule.exports == .everything && !rule.hasTLSConditions && rule.fitsOrigin(of: peer)
         }
-        return !isBanned && allowed.contains(where: fits)
+        return !isBanned && allowed.contains { $0.fitsOrigin(of: peer) }
+    }
+
+    public func admits(_ peer: PeerIdentity) -> Bool {
+        if peer.tls != .none, let tlsVerdict, !tlsVerdict(peer) { return false }
+        guard greets(peer) else { return false }
+        // In clear, more may still come: STARTTLS.
+        return isEmpty || peer.tls == .none || allowed.contains { $0.fits(peer) }
     }
 }
 

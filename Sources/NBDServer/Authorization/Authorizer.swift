@@ -20,8 +20,14 @@ public struct Permissions: OptionSet, Hashable, Sendable {
 /// Decides who may do what. Asked in handshakes only, and once more when an export is chosen: what a session may do is constant from then on,
 /// and costs nothing.
 public protocol Authorizer: Sendable {
-    /// Whether a client may come in at all. Asked when all that can be known of it is known: after its TLS handshake, and for one in clear
-    /// before the greeting. A client that is refused is cut off without a word (S-TLS-07).
+    /// Whether a client is greeted that can, or must, encrypt. Of what `peer` may become, only its address and Unix user are known: false means that
+    /// nothing which TLS could prove would let it in. `admits` follows. Default: everybody is.
+    ///
+    /// On an event loop: must not wait.
+    func greets(_ peer: PeerIdentity) -> Bool
+
+    /// Whether a client may come in at all. Asked when all that can be known of it is known: after its TLS handshake; where there is no TLS, before
+    /// the greeting; and where TLS is a matter of choice, for one in clear when it first asks for something. A client that is refused is cut off without a word (S-TLS-07).
     ///
     /// On an event loop: must not wait.
     func admits(_ peer: PeerIdentity) -> Bool
@@ -33,5 +39,7 @@ public protocol Authorizer: Sendable {
 }
 
 extension Authorizer {
+    public func greets(_ peer: PeerIdentity) -> Bool { true }
+
     public func admits(_ peer: PeerIdentity) -> Bool { true }
 }

@@ -19,7 +19,8 @@ struct CredentialFile {
         self = file
     }
 
-    /// - Returns: nil when it is not there.
+    /// - Returns: nil when it is not there. A symbolic link that leads nowhere is: that a list of revoked certificates is lost must not pass for
+    ///   having none.
     init?(pathIfPresent path: String) throws(TLSCredentialError) {
         do {
             let descriptor = try FileDescriptor.open(FilePath(path), .readOnly, options: .closeOnExec)
@@ -36,7 +37,12 @@ struct CredentialFile {
                 return bytes
             }
         } catch Errno.noSuchFileOrDirectory {
-            return nil
+            do {
+                try FileDescriptor.open(FilePath(path), .readOnly, options: [.noFollow, .closeOnExec]).close()
+            } catch Errno.noSuchFileOrDirectory {
+                return nil
+            } catch {}
+            throw TLSCredentialError("\(path): leads to a file that is not there")
         } catch {
             throw TLSCredentialError("\(path): \(error)")
         }
