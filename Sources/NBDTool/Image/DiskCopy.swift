@@ -89,7 +89,9 @@ enum DiskCopy {
                 }
             }
             let count = min(step, end - offset)
-            try await body(try await read(source, at: offset, count: Int(count)), offset)
+            let bytes: [UInt8]
+            do throws(BlockError) { bytes = try await source.bytes(at: offset, count: Int(count)) } catch { throw .reading(error) }
+            try await body(bytes, offset)
             offset += count
         }
     }
@@ -101,25 +103,6 @@ enum DiskCopy {
         do throws(BlockError) { try await source.status(of: range, into: &list) } catch { throw .reading(error) }
         guard let first = list.extents.first, first.status.contains(.zero) else { return nil }
         return first.count
-    }
-
-    private static func read(_ source: any BlockDevice, at offset: UInt64, count: Int) async throws(CopyError) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0, count: count)
-        let step = Int(source.info.blockSize.maximum)
-        do throws(BlockError) {
-            var span = bytes.mutableSpan
-            // SAFETY: any bit pattern is a byte.
-            var all = unsafe span.mutableBytes
-            var done = 0
-            while done < count {
-                var part = all._mutatingExtracting(done..<min(done + step, count))
-                try await source.read(at: offset + UInt64(done), into: &part)
-                done += part.byteCount
-            }
-        } catch {
-            throw .reading(error)
-        }
-        return bytes
     }
 
     private static func isZero(_ bytes: [UInt8], _ range: Range<Int>) -> Bool { bytes.rawBytes.extracting(range).isZero }

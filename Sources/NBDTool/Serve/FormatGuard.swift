@@ -21,16 +21,8 @@ enum FormatGuard {
     /// QEMU's name of the format that `device` seems to hold; nil for none, and for a device that is too small or cannot be read.
     static func format(of device: any BlockDevice) async -> String? {
         guard device.info.byteCount >= UInt64(byteCount) else { return nil }
-        var head = [UInt8](repeating: 0, count: max(byteCount, Int(device.info.blockSize.minimum)))
-        guard UInt64(head.count) <= device.info.byteCount else { return nil }
-        do {
-            var span = head.mutableSpan
-            // SAFETY: any bit pattern is a byte, and the array has nothing but bytes.
-            var bytes = unsafe span.mutableBytes
-            try await device.read(at: 0, into: &bytes)
-        } catch {
-            return nil
-        }
+        let count = max(byteCount, Int(device.info.blockSize.minimum))
+        guard UInt64(count) <= device.info.byteCount, let head = try? await device.bytes(at: 0, count: count) else { return nil }
         return format(of: head)
     }
 

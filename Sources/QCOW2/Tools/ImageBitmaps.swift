@@ -149,23 +149,31 @@ extension ImageFile {
     }
 
     /// Writes a new directory, makes the header name it, and frees the old one.
-    func replaceBitmaps(_ entries: [BitmapDirectoryEntry], _ editor: ImageEditor) async throws(ImageError) {
+    ///
+    /// - Parameter change: what else the header is to say from the same moment on.
+    func replaceBitmaps(
+        _ entries: [BitmapDirectoryEntry], _ editor: ImageEditor, _ change: (inout ImageHeader) -> Void = { _ in }
+    ) async throws(ImageError) {
         let old = header.bitmaps
         let bytes = entries.flatMap(\.encoded)
         guard bytes.count <= FormatLimits.bitmapDirectoryByteCount else { throw .refused("the bitmap directory would be too large") }
-        let position = header.extensions.firstIndex { if case .bitmaps = $0 { true } else { false } }
-        if let position { header.extensions.remove(at: position) }
-        header.autoclearFeatures.remove(.bitmaps)
+        var place: BitmapsExtension?
         if !entries.isEmpty {
             let offset = try await editor.allocate(clusterCount: geometry.clusterCount(of: UInt64(bytes.count)))
             try await editor.save()
             try await write(bytes, at: offset)
             try await flush()
-            let place = BitmapsExtension(
-                bitmapCount: UInt32(entries.count), directoryByteCount: UInt64(bytes.count), directoryOffset: offset)
+            place = BitmapsExtension(bitmapCount: UInt32(entries.count), directoryByteCount: UInt64(bytes.count), directoryOffset: offset)
+        }
+        // Not before: an allocation may have to write the header, with a longer refcount table.
+        let position = header.extensions.firstIndex { if case .bitmaps = $0 { true } else { false } }
+        if let position { header.extensions.remove(at: position) }
+        header.autoclearFeatures.remove(.bitmaps)
+        if let place {
             header.extensions.insert(.bitmaps(place), at: position ?? header.extensions.count)
             header.autoclearFeatures.insert(.bitmaps)
         }
+        change(&header)
         try await writeHeader()
         if let old { try await editor.release(old.directoryOffset, clusterCount: geometry.clusterCount(of: old.directoryByteCount)) }
         try await editor.save()

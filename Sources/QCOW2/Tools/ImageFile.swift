@@ -38,39 +38,19 @@ extension ImageFile {
     }
 
     static func read(_ device: any ResizableDevice, at offset: UInt64, count: Int) async throws(ImageError) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0, count: count)
         let size = device.currentByteCount
-        guard offset < size else { return bytes }
-        let wanted = Int(clamping: min(UInt64(count), size - offset))
-        let step = Int(device.info.blockSize.maximum)
+        let inside = Int(clamping: min(UInt64(count), size - min(offset, size)))
         do throws(BlockError) {
-            var span = bytes.mutableSpan
-            // SAFETY: any bit pattern is a byte, and the array has nothing but bytes.
-            var all = unsafe span.mutableBytes
-            var done = 0
-            while done < wanted {
-                var part = all._mutatingExtracting(done..<min(done + step, wanted))
-                try await device.read(at: offset + UInt64(done), into: &part)
-                done += part.byteCount
-            }
+            var bytes = try await device.bytes(at: offset, count: inside)
+            if inside < count { bytes += [UInt8](repeating: 0, count: count - inside) }
+            return bytes
         } catch {
             throw .device(error)
         }
-        return bytes
     }
 
     func write(_ bytes: [UInt8], at offset: UInt64) async throws(ImageError) {
-        let step = Int(device.info.blockSize.maximum)
-        do throws(BlockError) {
-            var done = 0
-            while done < bytes.count {
-                let part = bytes.rawBytes.extracting(done..<min(done + step, bytes.count))
-                try await device.write(at: offset + UInt64(done), from: part, [])
-                done += part.byteCount
-            }
-        } catch {
-            throw .device(error)
-        }
+        do throws(BlockError) { try await device.store(bytes, at: offset) } catch { throw .device(error) }
     }
 
     func flush() async throws(ImageError) {

@@ -44,6 +44,7 @@ extension ImageFile {
     private func grow(to newByteCount: UInt64, _ entryCount: UInt64, _ editor: ImageEditor) async throws(ImageError) {
         let (entries, old) = try await resizeBitmaps(to: newByteCount, editor)
         var oldTable: (offset: UInt64, clusterCount: UInt64)?
+        var newTable: UInt64?
         if entryCount > UInt64(header.l1EntryCount) {
             let table = try await activeL1()
             let clusterCount = geometry.clusterCount(of: entryCount * 8)
@@ -52,23 +53,28 @@ extension ImageFile {
             try await writeEntries(table, at: offset, paddedTo: Int(clusterCount) << geometry.clusterBits)
             try await flush()
             oldTable = (header.l1TableOffset, geometry.clusterCount(of: header.l1TableByteCount))
-            header.l1TableOffset = offset
+            newTable = offset
+        }
+        try await finish(entries, old, editor) { header in
+            header.virtualByteCount = newByteCount
+            guard let newTable else { return }
+            header.l1TableOffset = newTable
             header.l1EntryCount = UInt32(entryCount)
         }
-        header.virtualByteCount = newByteCount
-        try await finish(entries, old, editor)
         if let oldTable, oldTable.clusterCount > 0 { try await editor.release(oldTable.offset, clusterCount: oldTable.clusterCount) }
         try await editor.save()
     }
 
     /// The new size, and the bitmaps of that size, with one write of the header.
     private func finish(
-        _ entries: [BitmapDirectoryEntry], _ old: [(BitmapDirectoryEntry, [BitmapTableEntry])], _ editor: ImageEditor
+        _ entries: [BitmapDirectoryEntry], _ old: [(BitmapDirectoryEntry, [BitmapTableEntry])], _ editor: ImageEditor,
+        _ change: (inout ImageHeader) -> Void
     ) async throws(ImageError) {
         if old.isEmpty {
+            change(&header)
             try await writeHeader()
         } else {
-            try await replaceBitmaps(entries, editor)
+            try await replaceBitmaps(entries, editor, change)
             for (entry, table) in old { try await release(entry, table, editor) }
         }
     }
@@ -84,8 +90,7 @@ extension ImageFile {
     private func shrink(to newByteCount: UInt64, _ editor: ImageEditor) async throws(ImageError) {
         let (entries, old) = try await resizeBitmaps(to: newByteCount, editor)
         var table = try await activeL1()
-        header.virtualByteCount = newByteCount
-        try await finish(entries, old, editor)
+        try await finish(entries, old, editor) { header in header.virtualByteCount = newByteCount }
         let keep = geometry.clusterCount(of: newByteCount)
         let perTable = UInt64(geometry.l2EntryCount)
         for index in table.indices where L1Entry(rawValue: table[index]).isAllocated && UInt64(index + 1) * perTable > keep {

@@ -151,13 +151,15 @@ extension ImageFile {
         let (oldOffset, oldByteCount) = (header.snapshotTableOffset, try await snapshotTable().byteCount)
         let bytes = entries.flatMap(\.encoded)
         guard bytes.count <= FormatLimits.snapshotTableByteCount else { throw .refused("the snapshot table would be too large") }
-        header.snapshotTableOffset = 0
+        var place: UInt64 = 0
         if !entries.isEmpty {
-            header.snapshotTableOffset = try await editor.allocate(clusterCount: geometry.clusterCount(of: UInt64(bytes.count)))
+            place = try await editor.allocate(clusterCount: geometry.clusterCount(of: UInt64(bytes.count)))
             try await editor.save()
-            try await write(bytes, at: header.snapshotTableOffset)
+            try await write(bytes, at: place)
             try await flush()
         }
+        // Not before: an allocation may have to write the header, with a longer refcount table.
+        header.snapshotTableOffset = place
         header.snapshotCount = UInt32(entries.count)
         try await writeHeader()
         if oldByteCount > 0 { try await editor.release(oldOffset, clusterCount: geometry.clusterCount(of: UInt64(oldByteCount))) }
