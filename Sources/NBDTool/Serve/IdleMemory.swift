@@ -13,11 +13,14 @@ enum IdleMemory {
     /// Until the task is cancelled.
     static func watch(_ server: NBDServer) async {
         var goneBefore: UInt64 = 0
+        // Requests of a client who is gone may still run, with their memory: it is looked once more after the last has left.
+        var isDue = false
         while (try? await Task.sleep(for: pause)) != nil {
             let gone = server.counters.connections &- UInt64(server.connectionCount)
-            guard gone != goneBefore else { continue }
+            let haveSomeLeft = gone != goneBefore
             goneBefore = gone
-            FreeMemory.giveBack()
+            if haveSomeLeft || isDue { FreeMemory.giveBack() }
+            isDue = haveSomeLeft
         }
     }
 }
