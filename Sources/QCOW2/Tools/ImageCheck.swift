@@ -16,7 +16,10 @@ extension ImageFile {
         var repair = mode
         do throws(ImageError) {
             try await checker.count()
-            if checker.hasOverlaps { repair = nil }
+            if checker.hasOverlaps, repair != nil {
+                repair = nil
+                checker.report.error("nothing is repaired: what is right for one use of a cluster damages the other")
+            }
             try await checker.compare(repair: repair)
             if checker.mustRebuild, repair == .all { try await rebuildRefcounts(of: checker) }
             try await checker.checkCopiedFlags(repair: repair)

@@ -82,7 +82,7 @@ final class ImageChecker {
     private func findOverlaps() {
         for (what, clusters) in soleUses {
             guard let cluster = clusters.first(where: { counts[$0] > 1 }) else { continue }
-            report.error("\(what): cluster \(cluster) is used for something else, too")
+            report.corruption("\(what): cluster \(cluster) is used for something else, too")
             hasOverlaps = true
         }
     }
