@@ -40,10 +40,10 @@ final class ImageChecker {
         try referOnce(to: 0, byteCount: UInt64(geometry.clusterByteCount), "header")
         try await countL1(header.l1TableOffset, header.l1EntryCount, isActive: true)
         try await countSnapshots()
-        try await countRemainingTables()
         try await countBitmaps()
         if let (offset, byteCount) = encryptionHeader { try referOnce(to: offset, byteCount: byteCount, "encryption header") }
         findOverlaps()
+        try await countRemainingTables()
         // Refcount structures that overlap are written anew somewhere else.
         if includingRefcounts { try await countRefcountBlocks() }
     }
@@ -71,7 +71,7 @@ final class ImageChecker {
         return true
     }
 
-    /// For what nothing else may share a cluster with.
+    /// For what no table may share a cluster with.
     @discardableResult
     private func referOnce(to offset: UInt64, byteCount: UInt64, _ what: String) throws(ImageError) -> Bool {
         guard try refer(to: offset, byteCount: byteCount, what) else { return false }
@@ -79,11 +79,16 @@ final class ImageChecker {
         return true
     }
 
+    /// All but L2 tables lie in `soleUses`, and those are in `tables`. Data that lies there, too, is copied when it is written.
     private func findOverlaps() {
-        for (what, clusters) in soleUses {
-            guard let cluster = clusters.first(where: { counts[$0] > 1 }) else { continue }
-            report.corruption("\(what): cluster \(cluster) is used for something else, too")
-            hasOverlaps = true
+        var end: UInt64?
+        for (what, clusters) in soleUses.sorted(by: { $0.clusters.lowerBound < $1.clusters.lowerBound }) {
+            let first = clusters.lowerBound
+            if let cluster = end.map({ first <= $0 }) == true ? first : clusters.first(where: { tables[$0] > 0 }) {
+                report.corruption("\(what): cluster \(cluster) is used by another table, too")
+                hasOverlaps = true
+            }
+            end = max(end ?? 0, clusters.upperBound)
         }
     }
 
