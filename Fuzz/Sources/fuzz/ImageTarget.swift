@@ -126,15 +126,15 @@ private final class FuzzFile: ResizableDevice {
 
     func write(at offset: UInt64, from source: RawSpan, _ options: WriteOptions) async throws(BlockError) {
         let new = (0..<source.byteCount).map { source[$0] }
-        try store(new, at: offset)
+        try put(new, at: offset)
     }
 
     func writeZeroes(_ range: ByteRange, _ options: WriteOptions) async throws(BlockError) {
         guard range.end <= Self.byteCountLimit else { throw BlockError(.noSpace, "the file would become too large") }
-        try store([UInt8](repeating: 0, count: Int(range.count)), at: range.start)
+        try put([UInt8](repeating: 0, count: Int(range.count)), at: range.start)
     }
 
-    private func store(_ new: [UInt8], at offset: UInt64) throws(BlockError) {
+    private func put(_ new: [UInt8], at offset: UInt64) throws(BlockError) {
         guard offset <= Self.byteCountLimit, UInt64(new.count) <= Self.byteCountLimit - offset else {
             throw BlockError(.noSpace, "the file would become too large")
         }
