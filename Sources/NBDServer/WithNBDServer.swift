@@ -20,17 +20,19 @@ public func withNBDServer<Result: Sendable>(
     var configuration = configuration
     configuration.listeners = [Listener(.unix(path: path))]
     let server = try NBDServer(exports: exports, configuration: configuration, logger: logger)
-    try await server.start()
-    let serving = Task { try await server.run() }
     defer { removeSocket(path) }
-    do {
-        let result = try await body(server.uris.first ?? "")
-        server.shutdown()
+    return try await server.whileServing { try await body(server.uris.first ?? "") }
+}
+
+extension NBDServer {
+    /// Starts, runs `body`, and drains, also when `body` throws.
+    func whileServing<Result: Sendable>(_ body: () async throws -> Result) async throws -> Result {
+        try await start()
+        let serving = Task { try await run() }
+        let result: Swift.Result<Result, any Error>
+        do { result = .success(try await body()) } catch { result = .failure(error) }
+        shutdown()
         try await serving.value
-        return result
-    } catch {
-        server.shutdown()
-        try await serving.value
-        throw error
+        return try result.get()
     }
 }

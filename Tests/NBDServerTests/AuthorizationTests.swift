@@ -58,13 +58,7 @@ private func serve(
     let server = try NBDServer(
         exports: names.map { Export(name: $0, device: MemoryDevice(byteCount: 1 << 20)) }, configuration: configuration,
         logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
-    try await server.start()
-    let serving = Task { try await server.run() }
-    let result: Result<Void, any Error>
-    do { result = .success(try await body(path, server)) } catch { result = .failure(error) }
-    server.shutdown()
-    try await serving.value
-    try result.get()
+    try await server.whileServing { try await body(path, server) }
 }
 
 private func connect(_ path: String, _ export: String = "disk") async throws -> NBDClient {

@@ -30,13 +30,7 @@ private struct Nothing: Authorizer {
         change(&configuration)
         let server = try NBDServer(
             exports: [Export(name: "disk", device: MemoryDevice(byteCount: 64 << 20))], configuration: configuration, logger: quiet)
-        try await server.start()
-        let serving = Task { try await server.run() }
-        let result: Result<Void, any Error>
-        do { result = .success(try await body(server, path)) } catch { result = .failure(error) }
-        server.shutdown()
-        try await serving.value
-        try result.get()
+        try await server.whileServing { try await body(server, path) }
     }
 
     /// Once it is `count`; the loops of the server tell it a moment after the client has seen the consequence.

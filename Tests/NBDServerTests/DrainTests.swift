@@ -52,14 +52,8 @@ private func withServer(_ device: any BlockDevice, fastPath: Bool, _ body: (NBDS
     let server = try NBDServer(
         exports: [Export(name: "disk", device: device)], configuration: configuration,
         logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
-    try await server.start()
-    let serving = Task { try await server.run() }
     defer { removeSocket(path) }
-    let outcome: Result<Void, any Error>
-    do { outcome = .success(try await body(server, path)) } catch { outcome = .failure(error) }
-    server.shutdown()
-    try await serving.value
-    try outcome.get()
+    try await server.whileServing { try await body(server, path) }
 }
 
 /// Writes and reads back in a part of the disk of its own until told to stop.

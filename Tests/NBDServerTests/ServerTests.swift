@@ -21,18 +21,8 @@ private func withServer(
     let server = try NBDServer(
         exports: exports ?? [Export(name: "disk", description: "a disk", device: MemoryDevice(byteCount: 1 << 20))],
         configuration: configuration, logger: logger)
-    try await server.start()
-    let serving = Task { try await server.run() }
     defer { removeSocket(path) }
-    do {
-        try await body(server, path)
-    } catch {
-        server.shutdown()
-        try await serving.value
-        throw error
-    }
-    server.shutdown()
-    try await serving.value
+    try await server.whileServing { try await body(server, path) }
 }
 
 private let quiet = Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() })
