@@ -163,6 +163,17 @@ enum HostProcess {
         return unsafe String(cString: resolved)
     }
 
+    /// The directory that a file is in, as the path says it.
+    static func directory(of path: String) -> String {
+        guard let slash = path.lastIndex(of: "/") else { return "." }
+        return slash == path.startIndex ? "/" : String(path[..<slash])
+    }
+
+    /// Whether a path is that of `root` or of something below it. Both without symbolic links and dots.
+    static func lies(_ path: String, inOrBelow root: String) -> Bool {
+        path == root || path.hasPrefix(root == "/" ? root : root + "/")
+    }
+
     /// What a symbolic link says; nil when `path` is none.
     static func linkTarget(_ path: String) -> String? {
         var bytes = [CChar](repeating: 0, count: Int(PATH_MAX))

@@ -31,7 +31,7 @@ final class OwnedFiles: Sendable {
     }
 
     var places: [Place] {
-        items.withLock { items in items.map { Place(parent: Sandbox.directory(of: $0.path), isDirectory: $0.kind == .directory) } }
+        items.withLock { items in items.map { Place(parent: HostProcess.directory(of: $0.path), isDirectory: $0.kind == .directory) } }
     }
 
     /// Removes everything, newest first. May be called more than once and from any thread.

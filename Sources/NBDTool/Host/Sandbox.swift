@@ -47,7 +47,7 @@ struct Sandbox {
         for path in watched {
             for (index, directory) in Self.directories(behind: path).enumerated() {
                 let tree = HostProcess.resolved(directory) ?? directory
-                guard !trees.contains(where: { tree == $0 || tree.hasPrefix($0 == "/" ? $0 : $0 + "/") }) else { continue }
+                guard !trees.contains(where: { HostProcess.lies(tree, inOrBelow: $0) }) else { continue }
                 trees.append(tree)
                 if index > 0 { logger.notice("the sandbox leaves '\(tree.sanitized())' readable: '\(path.sanitized())' leads there") }
             }
@@ -58,20 +58,14 @@ struct Sandbox {
     /// The directory that a file is in and, where the file is a symbolic link, that of what it leads to, and so on. Links among the directories of
     /// the path are not followed: one that leads elsewhere later leads out of reach.
     static func directories(behind path: String) -> [String] {
-        var directories = [directory(of: path)]
+        var directories = [HostProcess.directory(of: path)]
         var path = path
         // As many as the kernel follows.
         for _ in 0..<40 {
             guard let target = HostProcess.linkTarget(path) else { break }
-            path = target.utf8.first == UInt8(ascii: "/") ? target : "\(directory(of: path))/\(target)"
-            directories.append(directory(of: path))
+            path = target.utf8.first == UInt8(ascii: "/") ? target : "\(HostProcess.directory(of: path))/\(target)"
+            directories.append(HostProcess.directory(of: path))
         }
         return directories
-    }
-
-    /// The directory that a file is in.
-    static func directory(of path: String) -> String {
-        guard let slash = path.lastIndex(of: "/") else { return "." }
-        return slash == path.startIndex ? "/" : String(path[..<slash])
     }
 }

@@ -64,13 +64,7 @@ struct ImageChain {
             throw .runtime("Could not open '\(place.name)': more than \(Self.depthLimit) images on top of each other")
         }
         try enter(place)
-        var options = storage
-        options.isReadOnly = isReadOnly
-        options.isGrowable = !isReadOnly
-        options.detectZeroes = .off
-        // An image sees to it that what was written is durable, with its tables: see `QCOW2Image.Options.writesThrough`.
-        if options.cache == .writethrough { options.cache = .writeback }
-        if options.cache == .directsync { options.cache = .none }
+        let options = storage.ofImageFile(isReadOnly: isReadOnly)
         var opened = try await OpenedImage.open(place.path, format, options)
         opened.path = place.name
         images.append(opened)
@@ -126,9 +120,8 @@ extension ImageChain {
                     edges.append(Node.Edge(.dataFile, node))
                 }
                 if let below { edges.append(Node.Edge(.backing, below)) }
-                var options = QCOW2Image.Options(isReadOnly: opened.file.info.isReadOnly, honorsDiscard: storage.discard == .unmap)
-                options.writesThrough = storage.cache.writesThrough
-                if depth == 0 { options.snapshot = snapshot }
+                let options = QCOW2Image.Options(
+                    storage, isReadOnly: opened.file.info.isReadOnly, snapshot: depth == 0 ? snapshot : nil)
                 do {
                     let image = try await QCOW2Image.open(header, on: edges, options)
                     below = try graph.add(driver: "qcow2", image, edges: edges)
@@ -144,6 +137,27 @@ extension ImageChain {
             await close()
             throw (error as? ToolError) ?? .runtime("\(error)")
         }
+    }
+}
+
+extension RawOptions {
+    /// For the files of an image that is opened with these options.
+    func ofImageFile(isReadOnly: Bool) -> RawOptions {
+        var options = self
+        options.isReadOnly = isReadOnly
+        options.isGrowable = !isReadOnly
+        options.detectZeroes = .off
+        // An image sees to it that what was written is durable, with its tables: see `QCOW2Image.Options.writesThrough`.
+        if options.cache == .writethrough { options.cache = .writeback }
+        if options.cache == .directsync { options.cache = .none }
+        return options
+    }
+}
+
+extension QCOW2Image.Options {
+    init(_ storage: RawOptions, isReadOnly: Bool, snapshot: SnapshotSelector?) {
+        self.init(isReadOnly: isReadOnly, honorsDiscard: storage.discard == .unmap, snapshot: snapshot)
+        writesThrough = storage.cache.writesThrough
     }
 }
 

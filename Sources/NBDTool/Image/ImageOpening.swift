@@ -86,12 +86,6 @@ enum ImagePath {
         return path[...slash] + name
     }
 
-    /// Without its last slash, unless that is all.
-    static func directory(of path: String) -> String {
-        guard let slash = path.lastIndex(of: "/") else { return "." }
-        return slash == path.startIndex ? "/" : String(path[..<slash])
-    }
-
     /// Makes an empty file, or empties the one that is there.
     static func makeEmpty(_ path: String) throws(ToolError) {
         let status = HostProcess.status(of: path)

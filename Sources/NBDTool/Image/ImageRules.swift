@@ -58,8 +58,8 @@ struct ImageRules: Equatable, Sendable {
         guard let path = HostProcess.resolved(name) else {
             throw .runtime("Could not open the \(what) of '\(image)': '\(name.sanitized())' is not there, or may not be looked at")
         }
-        let directory = ImagePath.directory(of: path)
-        guard directory == HostProcess.resolved(image).map(ImagePath.directory) || isAllowed(path) else {
+        let directory = HostProcess.directory(of: path)
+        guard directory == HostProcess.resolved(image).map(HostProcess.directory) || isAllowed(path) else {
             throw .runtime(
                 "Could not open the \(what) of '\(image)': '\(path.sanitized())' does not lie beside the image; --allow-path \(directory.sanitized()) allows it")
         }
@@ -68,8 +68,7 @@ struct ImageRules: Equatable, Sendable {
 
     private func isAllowed(_ path: String) -> Bool {
         allowed.contains { directory in
-            guard let root = HostProcess.resolved(directory) else { return false }
-            return path == root || path.hasPrefix(root == "/" ? "/" : root + "/")
+            HostProcess.resolved(directory).map { HostProcess.lies(path, inOrBelow: $0) } ?? false
         }
     }
 }

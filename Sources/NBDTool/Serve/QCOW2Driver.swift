@@ -40,14 +40,12 @@ struct QCOW2Driver: Sendable {
             if let node = try await opening.child("data-file", of: &options, driver: "file") {
                 edges.append(Node.Edge(.dataFile, node))
             } else if header.hasDataFile, let data = try rules.dataFile(of: header, at: try named(name, file, place + "data-file")) {
-                let opened = try await OpenedImage.open(data.path, .raw, Self.file(storage))
+                let opened = try await OpenedImage.open(data.path, .raw, storage.ofImageFile(isReadOnly: storage.isReadOnly))
                 edges.append(Node.Edge(.dataFile, try opening.graph.add(driver: "file", opened.file)))
             }
             if let node = try await backing(of: header, name, file, &options, opening, storage) { edges.append(Node.Edge(.backing, node)) }
-            var how = QCOW2Image.Options(isReadOnly: storage.isReadOnly, honorsDiscard: storage.discard == .unmap)
-            how.writesThrough = storage.cache.writesThrough
-            how.snapshot = snapshot
-            let image = try await QCOW2Image.open(header, on: edges, how)
+            let image = try await QCOW2Image.open(
+                header, on: edges, QCOW2Image.Options(storage, isReadOnly: storage.isReadOnly, snapshot: snapshot))
             guard storage.detectZeroes != .off, !storage.isReadOnly else { return Drivers.Opened(image, edges: edges) }
             return Drivers.Opened(DetectZeroes(image, mayUnmap: storage.detectZeroes == .unmap), edges: edges)
         } catch let error as BlockError {
@@ -84,12 +82,5 @@ struct QCOW2Driver: Sendable {
 
     private static func path(of device: any BlockDevice) -> String? {
         (device as? DetectZeroes).map { path(of: $0.device) } ?? (device as? RawFile)?.path
-    }
-
-    private static func file(_ storage: RawOptions) -> RawOptions {
-        var options = storage
-        options.isGrowable = !storage.isReadOnly
-        options.detectZeroes = .off
-        return options
     }
 }
