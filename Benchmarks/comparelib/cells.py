@@ -14,7 +14,7 @@ from . import processes
 RAMP = 0.15  # seconds that a client runs before it counts
 
 
-def _finish(done):
+def finish(done):
     if done.returncode != 0:
         text = (done.stderr or done.stdout).strip().splitlines()
         raise RuntimeError(text[-1] if text else f"{done.args[0]} ended with {done.returncode}")
@@ -51,7 +51,7 @@ class Bench(Cell):
             [settings.client, "bench", uri, "--pattern", self.pattern, "--block-size", self.size, "--depth", str(self.depth),
              "--connections", str(self.connections), "--duration", str(settings.seconds), "--ramp", str(RAMP), "--json"],
             capture_output=True, text=True, timeout=settings.seconds + 60)
-        _finish(done)
+        finish(done)
         found = json.loads(done.stdout)
         if found["errors"]:
             raise RuntimeError(f"{found['errors']} errors")
@@ -74,7 +74,7 @@ class Fio(Cell):
             share = settings.disk.size // self.connections
             command += [f"--offset_increment={share}", f"--size={share}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=settings.seconds + 60)
-        _finish(done)
+        finish(done)
         job = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
         if job["error"]:
             raise RuntimeError(f"fio error {job['error']}")
@@ -95,7 +95,7 @@ class Copy:
     def run(self, running, settings):
         ends = [str(settings.source.path), running.uri] if self.writes else [running.uri, "null:"]
         before, used, start = processes.members(running.session), running.cpu(), time.monotonic()
-        _finish(subprocess.run(["nbdcopy", f"--connections={self.connections}", *ends], capture_output=True, text=True, timeout=300))
+        finish(subprocess.run(["nbdcopy", f"--connections={self.connections}", *ends], capture_output=True, text=True, timeout=300))
         elapsed = time.monotonic() - start
         processes.await_children(running.session, before)
         return {"value": settings.disk.size / elapsed / 1e6, "cpu_us": (running.cpu() - used) / (settings.disk.size / (256 << 10)) * 1e6}

@@ -3,7 +3,7 @@
 import subprocess
 
 from . import servers
-from .cells import Bench
+from .cells import Bench, finish
 from .disk import Disk
 
 KINDS = ("qcow2", "qcow2-new", "qcow2-chain")
@@ -25,9 +25,7 @@ def servers_of(executable):
 
 
 def _run(*words, **options):
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, **options)
-    if done.returncode != 0:
-        raise RuntimeError(f"{words[0]}: {done.stderr.strip()}")
+    finish(subprocess.run([str(word) for word in words], capture_output=True, text=True, **options))
 
 
 class Images:

@@ -248,7 +248,7 @@ public struct Transmission: ~Copyable {
     static let turnWriteByteCountLimit = 32 << 10
 
     var isTurnFull: Bool {
-        replies.byteCount >= Self.turnByteCountLimit || replies.byteCount > 0 && writtenByteCount >= Self.turnWriteByteCountLimit
+        replies.byteCount >= Self.turnByteCountLimit || writtenByteCount >= Self.turnWriteByteCountLimit
     }
 
     /// Whether the shell should read from the client.

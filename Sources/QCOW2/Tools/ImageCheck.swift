@@ -4,7 +4,7 @@ extension ImageFile {
     /// With `.leaks` refcounts only become smaller. With `.all` they become what the references demand, lost or wrong flags of entries are
     /// corrected, refcount structures that cannot be trusted are written anew, and an image without corruptions left loses its dirty and
     /// corrupt bits. What points out of the file, or inside of a cluster, is told and left: nobody knows what it should be. An image where
-    /// the header or a table shares a cluster with something else is not repaired: what is right for one use damages the other.
+    /// the header or a table shares a cluster with another table is not repaired: what is right for one use damages the other.
     ///
     /// Takes at most some 600 MiB of memory, whatever the image says (`ReferenceCounts`, `ImageChecker`).
     ///

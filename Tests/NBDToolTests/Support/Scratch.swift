@@ -72,14 +72,11 @@ final class Scratch {
 extension BlockDevice {
     /// The bytes of a part that should all be the same; nil when they are not.
     func byte(at offset: UInt64, count: Int = 4096) async throws -> UInt8? {
-        var bytes = [UInt8](repeating: 0, count: count)
-        var span = bytes.mutableSpan
-        var raw = span.mutableBytes
-        try await read(at: offset, into: &raw)
+        let bytes = try await bytes(at: offset, count: count)
         return Set(bytes).count == 1 ? bytes[0] : nil
     }
 
     func fill(_ byte: UInt8, at offset: UInt64, count: Int = 4096) async throws {
-        try await write(at: offset, from: [UInt8](repeating: byte, count: count).span.bytes, [])
+        try await store([UInt8](repeating: byte, count: count), at: offset)
     }
 }
