@@ -9,9 +9,12 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+_libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class Disk:
+    held = None  # address of the locked mapping, while there is one
+
     def __init__(self, path, size, sparse=False):
         """`size` bytes in which no block is zero; or, sparse, 64 pieces of 1 MiB and holes between them."""
         self.path, self.size = path, size
@@ -42,17 +45,29 @@ class Disk:
         Not by sequential reads or writes: where the readahead is large (8 MiB on some virtual disks) the kernel then makes folios of a megabyte
         or more, and ext4 looks at all of a folio's buffers, under the inode's lock, for each write into it: 25 µs for 4 KiB, whoever asks.
         """
-        if self.resident() < 1:
+        if self.held is None or self.resident() < 1:
             self.cool()
             descriptor = os.open(self.path, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             for at in range(0, self.size, 1 << 20):
                 os.pread(descriptor, 1 << 20, at)
             os.close(descriptor)
+            self.hold()
+
+    def hold(self):
+        """Keeps it there. Some kernels write out what was not looked at for a minute (DAMON's pageout), also while a sample runs."""
+        address = self.map()
+        if _libc.mlock(address, self.size) == 0:
+            self.held = address
+        else:
+            _libc.munmap(address, self.size)  # over RLIMIT_MEMLOCK: `faults` of the samples tell whether it mattered
 
     def cool(self):
         """Drops the file from the page cache. Only clean pages go, and none that a process maps: so before the server starts."""
         self.settle()
+        if self.held is not None:
+            _libc.munmap(self.held, self.size)
+            self.held = None
         descriptor = os.open(self.path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
@@ -60,8 +75,7 @@ class Disk:
         if share > 0.01:
             raise RuntimeError(f"{share:.0%} of {self.path} stay in the page cache")
 
-    def resident(self):
-        """The share of the file's pages that are in the page cache, 0…1."""
+    def map(self):
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             address = _libc.mmap(None, self.size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
@@ -69,6 +83,11 @@ class Disk:
             os.close(descriptor)
         if address == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), "mmap")
+        return address
+
+    def resident(self):
+        """The share of the file's pages that are in the page cache, 0…1."""
+        address = self.map()
         pages = -(-self.size // mmap.PAGESIZE)
         vector = ctypes.create_string_buffer(pages)
         try:

@@ -37,6 +37,11 @@ def cpu_seconds(session):
     return total
 
 
+def major_faults(session):
+    """Page faults of a session that waited for a disk."""
+    return sum(int(fields[9]) + int(fields[10]) for fields in members(session).values())
+
+
 def await_children(session, before, limit=0.5):
     """Waits until only processes of `before` are left: one that still ends is in nobody's sum."""
     deadline = time.monotonic() + limit

@@ -50,7 +50,7 @@ def measure(cells, servers_of, settings, prepare):
                         continue
                     results.setdefault(cell.name, {}).setdefault(server.name, []).append(sample)
                     print(f"{round + 1}/{settings.repetitions} {cell.name:<34} {server.name:<18} {sample['value']:>10.0f} {cell.unit} "
-                          f"{sample['cpu_us']:>7.2f} µs", file=sys.stderr)
+                          f"{sample['cpu_us']:>7.2f} µs" + f"  {sample['faults']} major faults" * bool(sample["faults"]), file=sys.stderr)
     except KeyboardInterrupt:
         broken["the rest"] = "interrupted"
     return results, broken
@@ -60,7 +60,8 @@ def _sample(cell, server, settings, prepare):
     prepare(cell)
     running = server.start(Place(settings.directory, settings.disk, cell.socket == "tcp")).wait()
     try:
-        return cell.run(running, settings)
+        before = running.major_faults()
+        return cell.run(running, settings) | {"faults": running.major_faults() - before}
     finally:
         running.stop()
         if cell.writes:

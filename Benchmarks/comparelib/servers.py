@@ -103,6 +103,9 @@ class Running:
     def cpu(self):
         return processes.cpu_seconds(self.session)
 
+    def major_faults(self):
+        return processes.major_faults(self.session)
+
     def memory(self):
         return processes.memory(self.session)
 
