@@ -43,6 +43,10 @@ public protocol BlockDevice: AnyObject, Sendable {
     /// The fast face of the device for one event loop; nil when there is none.
     func makeMapper() -> sending (any RangeMapper)?
 
+    /// Nobody uses the device for now: what it would write at its end it should write already, so that a crash from here on takes nothing.
+    /// Requests may come at any time, also meanwhile. A hint: doing nothing is right.
+    func settle() async
+
     /// Called once, after the last request has returned. Later requests fail.
     func close() async
 }
@@ -71,6 +75,8 @@ extension BlockDevice {
     }
 
     public func makeMapper() -> sending (any RangeMapper)? { nil }
+
+    public func settle() async {}
 
     public func close() async {}
 }

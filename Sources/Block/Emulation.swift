@@ -146,6 +146,8 @@ public final class Emulation: BlockDevice {
         return minimum == 1 ? mapper : AlignedReadMapper(mapper, minimum: minimum)
     }
 
+    public func settle() async { await device.settle() }
+
     public func close() async {
         await device.close()
     }

@@ -86,6 +86,8 @@ public final class BitmapTracker: BlockDevice, BitmapOwner {
         return TrackingMapper(mapper, list)
     }
 
+    public func settle() async { await device.settle() }
+
     public func close() async { await device.close() }
 }
 

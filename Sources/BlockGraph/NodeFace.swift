@@ -29,6 +29,8 @@ public final class NodeFace: ResizableDevice {
 
     public func flush() async throws(BlockError) { try await device.flush() }
 
+    public func settle() async { await device.settle() }
+
     public func prefetch(_ range: ByteRange) async throws(BlockError) { try await device.prefetch(range) }
 
     public func status(of range: ByteRange, into extents: inout ExtentList) async throws(BlockError) {

@@ -16,6 +16,11 @@ final class ExportGate: RequestSource {
         var pauseCount = 0
         var members: [UInt64: Member] = [:]
         var nextID: UInt64 = 1
+        /// Runs while the device is told that nobody uses it.
+        var settling: Task<Void, Never>?
+        /// That became true again meanwhile.
+        var mustSettleAgain = false
+        var isClosed = false
     }
 
     private let state = Mutex(State())
@@ -29,8 +34,34 @@ final class ExportGate: RequestSource {
         }
     }
 
-    /// Nothing of a connection is left, and nothing that it began.
-    func leave(_ id: UInt64) { state.withLock { _ = $0.members.removeValue(forKey: id) } }
+    /// Nothing of a connection is left, and nothing that it began. After the last one the device may settle.
+    func leave(_ id: UInt64, _ device: any BlockDevice) {
+        state.withLock { state in
+            state.members[id] = nil
+            guard state.members.isEmpty, !state.isClosed else { return }
+            guard state.settling == nil else { return state.mustSettleAgain = true }
+            state.settling = Task { [self] in
+                repeat { await device.settle() } while hasToSettleAgain()
+            }
+        }
+    }
+
+    private func hasToSettleAgain() -> Bool {
+        state.withLock { state in
+            defer { state.mustSettleAgain = false }
+            if !state.mustSettleAgain { state.settling = nil }
+            return state.mustSettleAgain
+        }
+    }
+
+    /// Returns when the device is left alone for good.
+    func close() async {
+        let settling = state.withLock { state in
+            state.isClosed = true
+            return state.settling
+        }
+        await settling?.value
+    }
 
     /// What a connection asks that is told to go on: somebody else may have paused meanwhile.
     var isPaused: Bool { state.withLock { $0.pauseCount > 0 } }

@@ -312,6 +312,7 @@ public final class NBDServer: Service, Sendable {
 
     private func closeDevices() async {
         for export in exports {
+            await registry.find(export.name)?.gate.close()
             do {
                 if !export.device.info.isReadOnly { try await export.device.flush() }
             } catch {

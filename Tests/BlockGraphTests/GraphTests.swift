@@ -140,7 +140,7 @@ private final class Source: RequestSource {
         #expect { try take([.onNode("nowhere", name: "b")], top) } throws: { ($0 as? BitmapError)?.reason == .notFound }
     }
 
-    // S-EXP-14, S-EXP-15, S-EXP-16
+    // S-EXP-14, S-EXP-15, S-EXP-16, S-BUG-26
     @Test func `are busy from when all were found until the end`() throws {
         let top = try chain()
         let first = try tracker.addBitmap("first")

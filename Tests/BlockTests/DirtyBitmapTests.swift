@@ -164,12 +164,14 @@ import Testing
         #expect { try other.clear() } throws: { ($0 as? BitmapError)?.reason == .inconsistent }
     }
 
+    // S-LIM-11
     @Test(arguments: [
         ("", 65536, 1), (String(repeating: "n", count: 1024), 65536, 1), ("n\0", 65536, 1), ("n", 256, 1), ("n", 4 << 30, 1),
         ("n", 65535, 1), ("n", 65536, UInt64.max),
     ] as [(String, UInt64, UInt64)])
-    func `of an impossible kind is refused`(name: String, granularity: UInt64, byteCount: UInt64) {
+    func `of an impossible kind is refused`(name: String, granularity: UInt64, byteCount: UInt64) throws {
         #expect { try DirtyBitmap(name, byteCount: byteCount, granularity: granularity) } throws: { ($0 as? BitmapError)?.reason == .invalid }
+        _ = try DirtyBitmap(String(repeating: "n", count: 1023), byteCount: 1)
     }
 
     @Test func `of an empty device has nothing to tell`() async throws {

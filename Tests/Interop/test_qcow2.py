@@ -18,6 +18,13 @@ from qcow2_images import KINDS, chain, create, data_file, scattered, snapshots, 
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
 
+def eventually(condition, limit=20):
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def qemu_nbd(directory, start):
     """`qemu_nbd(image, …)`: what the reference serves, on a socket of its own."""
@@ -486,9 +493,39 @@ class TestBitmaps:
         server.stop()
         assert self.dirty(image, "one", qemu_nbd) == before
         server = serve(image, check=False, extra=["-f", "qcow2"])
-        connect(server.uri).pwrite(b"x", 0)
+        handle = connect(server.uri)
+        handle.pwrite(b"x", 0)
         server.process.kill()
         server.process.wait()
         flags = json.loads(out(need("qemu-img"), "info", "--output=json", image))["format-specific"]["data"]["bitmaps"]
         assert "in-use" in flags[0]["flags"]
         check(image, leaks=True)
+
+    def test_bitmaps_are_right_in_the_image_once_the_last_client_has_left(self, serve, directory, connect, qemu_nbd):
+        image = create(directory / "image.qcow2", 10 * MIB)
+        self.add(image, "one")
+
+        def is_in_use():
+            flags = json.loads(out(need("qemu-img"), "info", "-U", "--output=json", image))["format-specific"]["data"]["bitmaps"]
+            return "in-use" in flags[0]["flags"]
+
+        server = serve(image, check=False, extra=["-f", "qcow2"])
+        assert not is_in_use()
+        first, second = connect(server.uri), connect(server.uri)
+        first.pwrite(b"x" * 65536, 1 * MIB)
+        first.shutdown()
+        assert is_in_use()
+        second.pwrite(b"y", 5 * MIB)
+        second.shutdown()
+        eventually(lambda: not is_in_use())
+        # And again, by a client that comes later.
+        third = connect(server.uri)
+        third.pwrite(b"x", 7 * MIB)
+        assert is_in_use()
+        third.shutdown()
+        eventually(lambda: not is_in_use())
+        server.process.kill()
+        server.process.wait()
+        check(image)
+        assert self.dirty(image, "one", qemu_nbd) == [
+            [MIB, 0], [64 * KIB, 1], [4 * MIB - 64 * KIB, 0], [64 * KIB, 1], [2 * MIB - 64 * KIB, 0], [64 * KIB, 1], [3 * MIB - 64 * KIB, 0]]

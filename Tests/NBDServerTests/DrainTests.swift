@@ -143,6 +143,38 @@ private func load(_ path: String, worker: Int, _ isOver: @escaping @Sendable () 
         }
     }
 
+    // S-REQ-03, S-BUG-11: a receiver that has read a part of a header keeps it. S-BUG-16: one whose client goes meanwhile is not touched again
+    @Test(arguments: [true, false])
+    func `keeps half a header, and forgets who leaves`(fastPath: Bool) async throws {
+        let disk = WatchedDisk()
+        try await withServer(disk, fastPath: fastPath) { server, path in
+            let source = try #require(server.requestSource(ofExport: "disk"))
+            let halfway = RawSocket.transmission(unix: path, export: "disk")
+            let idle = RawSocket.transmission(unix: path, export: "disk")
+            var leaving: RawSocket? = RawSocket.transmission(unix: path, export: "disk")
+            let request = RawSocket.request(0, cookie: 7, length: 512)
+            halfway.send(Array(request[..<13]))
+            leaving?.send(Array(request[..<20]))
+            while server.connectionCount < 3 { try await Task.sleep(for: .milliseconds(5)) }
+            for _ in 0..<3 {
+                await source.pause()
+                leaving = nil
+                source.resume()
+            }
+            while server.connectionCount > 2 { try await Task.sleep(for: .milliseconds(5)) }
+            await source.pause()
+            halfway.send(Array(request[13...]))
+            idle.send(request)
+            try await Task.sleep(for: .milliseconds(50))
+            #expect(disk.requestCount == 0)
+            source.resume()
+            for socket in [halfway, idle] {
+                let reply = socket.receive(16 + 512)
+                #expect(reply.count == 528 && Array(reply[..<16]) == [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7])
+            }
+        }
+    }
+
     // S-DRN-06, S-BLK-16
     @Test func `moves busy clients from loop to loop`() async throws {
         let disk = WatchedDisk()

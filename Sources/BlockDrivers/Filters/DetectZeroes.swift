@@ -58,6 +58,8 @@ public final class DetectZeroes: BlockDevice {
         return ReadOnlyMapper(mapper)
     }
 
+    public func settle() async { await device.settle() }
+
     public func close() async {
         await device.close()
     }

@@ -65,6 +65,8 @@ public final class RawWindow: BlockDevice {
         return WindowMapper(mapper, offset: offset, byteCount: info.byteCount)
     }
 
+    public func settle() async { await device.settle() }
+
     public func close() async {
         await device.close()
     }

@@ -3,9 +3,10 @@ internal import Synchronization
 
 /// The dirty bitmaps that an image stores.
 ///
-/// They are read when the image is opened. While it is open for writing the image says of each that it is in use: after a crash everybody
-/// knows that it is worth nothing. At closing they are written anew, beside the old ones, and the header then leads to the new directory:
-/// so a power cut at any moment leaves bitmaps that are right, or marked as inconsistent.
+/// They are read when the image is opened. The first write waits until the image says of each that it is in use: after a crash everybody knows
+/// that it is worth nothing. At closing, and when nobody uses the image for a while (`settle`), they are written anew, beside the old ones, and
+/// the header then leads to the new directory: so a power cut at any moment leaves bitmaps that are right, or marked as inconsistent. (QEMU
+/// marks them when it opens the image, and writes them at closing only.)
 ///
 /// Spec: qcow2, "Bitmaps". REFERENCE: S-BLK-14, S-EXP-11…16.
 final class BitmapStore: Sendable {
@@ -13,7 +14,12 @@ final class BitmapStore: Sendable {
     let bitmaps: [DirtyBitmap]
     private let metadata: Metadata
     /// As they are in the image, each beside its bitmap; those without one are not ours to read or change.
-    private let stored: [Stored]
+    private let stored: Mutex<[Stored]>
+    /// How many requests change the disk at the moment, and `settled` while what the image holds is right.
+    private let writers = Atomic<Int>(settled)
+    private let isFinished = Atomic<Bool>(false)
+    /// Held by whoever changes what the image holds of bitmaps.
+    private let lock = AsyncLock()
 
     private struct Stored: Sendable {
         var entry: BitmapDirectoryEntry
@@ -24,14 +30,14 @@ final class BitmapStore: Sendable {
 
     private init(_ metadata: Metadata, _ stored: [Stored]) {
         self.metadata = metadata
-        self.stored = stored
+        self.stored = Mutex(stored)
         bitmaps = stored.compactMap(\.bitmap)
     }
 
     /// Most bytes that the bitmaps of an image may have together: an image must not keep us reading for hours.
     private static let totalByteLimit: UInt64 = 1 << 30
 
-    /// Reads the bitmaps; of an image to be written, marks them as in use.
+    /// Reads the bitmaps.
     ///
     /// - Returns: nil when there are none, or when somebody has written to the image who knew nothing of bitmaps.
     static func open(_ metadata: Metadata, _ header: ImageHeader, virtualByteCount: UInt64) async throws(BlockError) -> BitmapStore? {
@@ -49,9 +55,11 @@ final class BitmapStore: Sendable {
         var budget = totalByteLimit
         var stored: [Stored] = []
         for entry in entries { stored.append(try await read(entry, metadata, virtualByteCount, &budget)) }
-        let store = BitmapStore(metadata, stored)
-        if !metadata.isReadOnly { try await store.markInUse(place) }
-        return store
+        let all = stored
+        metadata.state.withLock { state in
+            for one in all { for clusters in one.clusters { state.reserved.insert(clusters) } }
+        }
+        return BitmapStore(metadata, stored)
     }
 
     private static func read(
@@ -87,52 +95,114 @@ final class BitmapStore: Sendable {
 
     /// Says in the image that the bitmaps there fall behind, before they do.
     private func markInUse(_ place: BitmapsExtension) async throws(BlockError) {
-        metadata.state.withLock { state in
-            for one in stored { for clusters in one.clusters { state.reserved.insert(clusters) } }
-        }
         var directory: [UInt8] = []
-        for one in stored {
+        for one in stored.withLock({ $0 }) {
             var entry = one.entry
             // What we cannot use we do not keep either, unless it is worth nothing already.
             if one.bitmap != nil || entry.flags.contains(.auto) { entry.flags.insert(.inUse) }
             directory += entry.encoded
         }
-        guard UInt64(directory.count) == place.directoryByteCount else { return }
+        guard UInt64(directory.count) == place.directoryByteCount else {
+            throw BlockError(.inputOutput, "the image is damaged: its bitmap directory has \(place.directoryByteCount) bytes, its entries \(directory.count)")
+        }
         try await metadata.file.store(directory, at: place.directoryOffset)
         try await metadata.file.flush()
     }
 
-    /// Writes the bitmaps as they are now. Called once, after the last write.
-    func store() async throws(BlockError) {
-        guard let place = metadata.state.withLock({ $0.header.bitmaps }) else { return }
-        let bits = UInt64(metadata.geometry.clusterBits)
-        var directory: [UInt8] = []
-        var old: [Range<UInt64>] = [
-            place.directoryOffset >> bits..<(place.directoryOffset >> bits) + metadata.geometry.clusterCount(of: place.directoryByteCount)
-        ]
-        for one in stored {
-            var entry = one.entry
-            if let bitmap = one.bitmap, !bitmap.isInconsistent {
-                let table = try await BitmapWriter(metadata: metadata, bitmap: bitmap).write()
-                entry.tableOffset = table.offset
-                entry.tableEntryCount = table.entryCount
-                entry.flags = entry.flags.intersection(.extraDataCompatible)
-                if bitmap.isEnabled { entry.flags.insert(.auto) }
-                old += one.clusters
-            } else if one.bitmap != nil || entry.flags.contains(.auto) {
-                entry.flags.insert(.inUse)
+    // MARK: Between writes
+
+    private static let settled = 1 << 62
+
+    /// Begins a request that changes the disk: true if nothing has to be waited for. Then `endWrite` follows.
+    @inline(__always) func beginWriteNow() -> Bool {
+        guard writers.add(1, ordering: .sequentiallyConsistent).oldValue >= Self.settled else { return true }
+        endWrite()
+        return false
+    }
+
+    @inline(__always) func endWrite() { writers.subtract(1, ordering: .sequentiallyConsistent) }
+
+    /// - Throws: what the file says when the bitmaps cannot be marked as in use; then nothing has begun.
+    func beginWrite() async throws(BlockError) {
+        while !beginWriteNow() {
+            try await lock.withLock { () async throws(BlockError) in
+                guard writers.load(ordering: .sequentiallyConsistent) >= Self.settled, let place = metadata.state.withLock({ $0.header.bitmaps })
+                else { return }
+                try await markInUse(place)
+                writers.subtract(Self.settled, ordering: .sequentiallyConsistent)
             }
-            directory += entry.encoded
         }
-        let offset = try await BitmapWriter.place(directory, metadata)
-        // Counted and durable before the header leads there.
-        try await metadata.commit()
-        let new = BitmapsExtension(
-            bitmapCount: place.bitmapCount, directoryByteCount: UInt64(directory.count), directoryOffset: offset)
-        try await metadata.writeBitmapsExtension(new)
-        try await metadata.file.flush()
-        let freed = old
+    }
+
+    /// Writes the bitmaps, unless somebody changes the disk at the moment or nobody has since the last time. Where that fails they stay
+    /// marked as in use.
+    func settle() async {
+        await lock.withLock { () async in
+            guard !isFinished.load(ordering: .relaxed),
+                writers.compareExchange(expected: 0, desired: Self.settled, ordering: .sequentiallyConsistent).exchanged
+            else { return }
+            do throws(BlockError) {
+                try await store()
+                // The second brings what only became free by the first.
+                for _ in 0..<2 { try await metadata.commit() }
+            } catch {
+                writers.subtract(Self.settled, ordering: .sequentiallyConsistent)
+            }
+        }
+    }
+
+    /// Writes the bitmaps for the last time.
+    func finish() async throws(BlockError) {
+        try await lock.withLock { () async throws(BlockError) in
+            isFinished.store(true, ordering: .relaxed)
+            try await store()
+        }
+    }
+
+    /// Writes the bitmaps as they are now. Where it fails, the image is as before, or not written any more.
+    private func store() async throws(BlockError) {
+        guard let place = metadata.state.withLock({ $0.header.bitmaps }) else { return }
+        let before = stored.withLock { $0 }
+        var after = before
+        var old = [place.clusters(in: metadata.geometry)]
+        var directory: [UInt8] = []
+        var new = BitmapWriter(metadata: metadata)
+        let newPlace: BitmapsExtension
+        do throws(BlockError) {
+            for (index, one) in before.enumerated() {
+                var entry = one.entry
+                if let bitmap = one.bitmap, !bitmap.isInconsistent {
+                    let count = new.clusters.count
+                    (entry.tableOffset, entry.tableEntryCount) = try await new.write(bitmap)
+                    entry.flags = entry.flags.intersection(.extraDataCompatible)
+                    if bitmap.isEnabled { entry.flags.insert(.auto) }
+                    old += one.clusters
+                    after[index] = Stored(entry: entry, bitmap: bitmap, clusters: Array(new.clusters[count...]))
+                } else if one.bitmap != nil || entry.flags.contains(.auto) {
+                    entry.flags.insert(.inUse)
+                }
+                directory += entry.encoded
+            }
+            newPlace = BitmapsExtension(
+                bitmapCount: place.bitmapCount, directoryByteCount: UInt64(directory.count), directoryOffset: try await new.place(directory))
+            // Counted and durable before the header leads there.
+            try await metadata.commit()
+        } catch {
+            await new.giveBack()
+            throw error
+        }
+        do throws(BlockError) {
+            try await metadata.writeBitmapsExtension(newPlace)
+            try await metadata.file.flush()
+        } catch {
+            // Nobody knows which of the two directories the image has.
+            metadata.fail(error)
+            throw error
+        }
+        let (written, freed) = (new.clusters, old)
+        stored.withLock { $0 = after }
         metadata.state.withLock { state in
+            for clusters in written { state.reserved.insert(clusters) }
             for clusters in freed { state.free(clusters, mayDiscard: true) }
         }
     }
@@ -140,10 +210,4 @@ final class BitmapStore: Sendable {
 
 extension QCOW2Image: BitmapOwner {
     public var bitmaps: [DirtyBitmap] { bitmapStore?.bitmaps ?? [] }
-
-    /// Before the request is answered, whatever came of it (S-BLK-23).
-    @inline(__always) func record(_ range: ByteRange?) {
-        guard let bitmapStore, let range else { return }
-        for bitmap in bitmapStore.bitmaps { bitmap.record(range) }
-    }
 }

@@ -1,14 +1,17 @@
 internal import Block
 
-/// Writes one bitmap into clusters of its own.
+/// Writes bitmaps into clusters of their own. Nothing in the image leads there yet.
 struct BitmapWriter {
     let metadata: Metadata
-    let bitmap: DirtyBitmap
+    /// What was written, in this order.
+    private(set) var clusters: [Range<UInt64>] = []
+
+    init(metadata: Metadata) { self.metadata = metadata }
 
     private var geometry: ImageGeometry { metadata.geometry }
 
-    /// Returns where the new table is. Nothing in the image leads there yet.
-    func write() async throws(BlockError) -> (offset: UInt64, entryCount: UInt32) {
+    /// Returns where the bitmap's table is.
+    mutating func write(_ bitmap: DirtyBitmap) async throws(BlockError) -> (offset: UInt64, entryCount: UInt32) {
         let shift = bitmap.granularity.trailingZeroBitCount
         guard let count = BitmapDirectoryEntry.tableEntryCount(for: bitmap.byteCount, granularityBits: shift, in: geometry) else {
             throw BlockError(.unsupported, "bitmap \"\(bitmap.name)\" is too large to be stored")
@@ -19,14 +22,14 @@ struct BitmapWriter {
         for _ in 0..<max(count, 1) {
             let part = rest.prefix(bytesPerCluster)
             rest = rest.dropFirst(part.count)
-            table.append(try await write(part, shift).rawValue)
+            table.append(try await write(bitmap, part, shift).rawValue)
         }
         let bytes = [UInt8](bigEndianWords: table, count: table.count)
-        return (try await Self.place(bytes, metadata), UInt32(table.count))
+        return (try await place(bytes), UInt32(table.count))
     }
 
     /// The bits of one cluster of the bitmap.
-    private func write(_ part: ByteRange, _ shift: Int) async throws(BlockError) -> BitmapTableEntry {
+    private mutating func write(_ bitmap: DirtyBitmap, _ part: ByteRange, _ shift: Int) async throws(BlockError) -> BitmapTableEntry {
         guard var area = bitmap.nextDirtyArea(in: part) else { return .allZeroes }
         var bytes = [UInt8](repeating: 0, count: geometry.clusterByteCount)
         var rest = part
@@ -47,21 +50,31 @@ struct BitmapWriter {
             guard !rest.isEmpty, let next = bitmap.nextDirtyArea(in: rest) else { break }
             area = next
         }
-        return .cluster(try await Self.place(bytes, metadata))
+        return .cluster(try await place(bytes))
     }
 
     /// Writes `bytes` into consecutive clusters of their own and returns their offset.
-    static func place(_ bytes: [UInt8], _ metadata: Metadata) async throws(BlockError) -> UInt64 {
-        let geometry = metadata.geometry
+    mutating func place(_ bytes: [UInt8]) async throws(BlockError) -> UInt64 {
+        let (metadata, geometry) = (metadata, geometry)
         let wanted = max(geometry.clusterCount(of: UInt64(bytes.count)), 1)
         let clusters = try await metadata.lock.withLock { () async throws(BlockError) in
             try await metadata.allocateConsecutive(wanted)
         }
+        self.clusters.append(clusters)
         let offset = clusters.lowerBound << UInt64(geometry.clusterBits)
         var padded = bytes
         padded += [UInt8](repeating: 0, count: Int(wanted) << geometry.clusterBits - bytes.count)
         try await metadata.file.store(padded, at: offset)
         return offset
+    }
+
+    /// Undoes everything.
+    mutating func giveBack() async {
+        let (metadata, clusters) = (metadata, clusters)
+        self.clusters = []
+        try? await metadata.lock.withLock { () async throws(BlockError) in
+            for clusters in clusters { try await metadata.giveBack(clusters) }
+        }
     }
 }
 

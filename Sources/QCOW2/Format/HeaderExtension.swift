@@ -96,6 +96,12 @@ public struct BitmapsExtension: Equatable, Sendable {
         self.directoryOffset = directoryOffset
     }
 
+    /// Of the directory, by number.
+    func clusters(in geometry: ImageGeometry) -> Range<UInt64> {
+        let first = directoryOffset >> UInt64(geometry.clusterBits)
+        return first..<first + geometry.clusterCount(of: directoryByteCount)
+    }
+
     init(_ data: [UInt8], in geometry: ImageGeometry) throws(FormatError) {
         guard data.count == Self.byteCount else { throw .corrupt("the bitmaps extension has \(data.count) bytes instead of 24") }
         let fields = data.rawBytes

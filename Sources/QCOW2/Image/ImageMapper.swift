@@ -13,6 +13,8 @@ final class ImageMapper: RangeMapper {
     /// Tables used lately, each at the place that the last bits of its number say.
     private var tables: [L2Table?]
     private let mayWrite: Bool
+    /// What `mapWrite` has promised lies here until `didWrite`.
+    private var promised: ByteRange?
     /// Collects the pieces of a request that goes over several runs.
     private var pieces = SegmentList()
 
@@ -68,16 +70,29 @@ final class ImageMapper: RangeMapper {
     }
 
     func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
-        guard mayWrite, !image.metadata.hasFailed, range.end <= image.info.byteCount, !range.isEmpty else { return false }
+        guard mayWrite, !image.metadata.hasFailed, range.end <= image.info.byteCount, !range.isEmpty, image.bitmapStore?.beginWriteNow() ?? true
+        else { return false }
+        if mapOverwrite(range, into: &segments) { return true }
+        image.endWrite(nil)
+        return false
+    }
+
+    private func mapOverwrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
         slot.enter()
         guard let run = run(at: range.start, limit: range.count), run.byteCount == range.count, run.isCopied,
             case .data(let host) = run.kind,
             let place = ByteRange(start: host, count: range.count, within: image.data.currentByteCount)
         else { return false }
-        return data.mapWrite(place, into: &segments)
+        guard data.mapWrite(place, into: &segments) else { return false }
+        promised = place
+        return true
     }
 
-    func didWrite(_ range: ByteRange) { image.record(range) }
+    func didWrite(_ range: ByteRange) {
+        if let promised { data.didWrite(promised) }
+        promised = nil
+        image.endWrite(range)
+    }
 
     func released() {
         slot.leave()

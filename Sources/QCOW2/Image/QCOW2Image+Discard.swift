@@ -6,7 +6,8 @@ extension QCOW2Image {
     public func discard(_ range: ByteRange) async throws(BlockError) {
         try checkWritable()
         guard options.honorsDiscard else { return }
-        defer { record(range) }
+        try await beginWrite()
+        defer { endWrite(range) }
         let size = UInt64(geometry.clusterByteCount)
         let end = range.end == info.byteCount ? range.end : range.end & ~(size - 1)
         let start = (range.start + size - 1) & ~(size - 1)

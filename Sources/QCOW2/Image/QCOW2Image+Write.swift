@@ -2,8 +2,8 @@ public import Block
 
 extension QCOW2Image {
     public func write(at offset: UInt64, from bytes: RawSpan, _ options: WriteOptions) async throws(BlockError) {
-        try checkWritable()
-        defer { record(ByteRange(start: offset, count: UInt64(bytes.byteCount))) }
+        try await beginWrite()
+        defer { endWrite(ByteRange(start: offset, count: UInt64(bytes.byteCount))) }
         try await writeAll(of: bytes, at: offset)
         if options.contains(.durable) || self.options.writesThrough { try await flush() }
     }

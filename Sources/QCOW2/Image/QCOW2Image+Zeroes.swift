@@ -2,16 +2,17 @@ public import Block
 
 extension QCOW2Image {
     public func writeZeroes(_ range: ByteRange, _ options: WriteOptions) async throws(BlockError) {
-        try checkWritable()
         guard !range.isEmpty else { return }
+        try await beginWrite()
+        var changed: ByteRange? = range
+        defer { endWrite(changed) }
         do throws(BlockError) {
             try await writeZeroesUnrecorded(range, options)
         } catch {
             // A refusal to do it slowly has changed nothing (P-CMD-ZERO-2).
-            if !(options.contains(.fast) && error.kind == .unsupported) { record(range) }
+            if options.contains(.fast), error.kind == .unsupported { changed = nil }
             throw error
         }
-        record(range)
     }
 
     private func writeZeroesUnrecorded(_ range: ByteRange, _ options: WriteOptions) async throws(BlockError) {

@@ -82,11 +82,18 @@ public final class QCOW2Image: BlockDevice {
             abilities: .allNative, isReadOnly: options.isReadOnly, isRotational: data.info.isRotational)
     }
 
+    public func settle() async {
+        guard !options.isReadOnly, !metadata.hasFailed else { return }
+        await bitmapStore?.settle()
+        await metadata.file.settle()
+        await metadata.dataFile?.settle()
+    }
+
     public func close() async {
         guard !isClosed.exchange(true, ordering: .sequentiallyConsistent) else { return }
         if !options.isReadOnly, !metadata.hasFailed {
             // Bitmaps that find no room stay marked as in use: nobody will trust them.
-            try? await bitmapStore?.store()
+            try? await bitmapStore?.finish()
             do throws(BlockError) {
                 try await metadata.finish()
             } catch {
@@ -102,6 +109,21 @@ public final class QCOW2Image: BlockDevice {
     func checkWritable() throws(BlockError) {
         if options.isReadOnly { throw BlockError(.readOnly, "the image was opened read-only") }
         try metadata.checkHealthy()
+    }
+
+    /// Every request that changes the disk begins with this and ends with `endWrite`.
+    func beginWrite() async throws(BlockError) {
+        try checkWritable()
+        try await bitmapStore?.beginWrite()
+    }
+
+    /// Before the request is answered, whatever came of it (S-BLK-23).
+    ///
+    /// - Parameter range: what may have changed.
+    @inline(__always) func endWrite(_ range: ByteRange?) {
+        guard let bitmapStore else { return }
+        if let range { for bitmap in bitmapStore.bitmaps { bitmap.record(range) } }
+        bitmapStore.endWrite()
     }
 
     /// The clusters around a range of guest bytes.

@@ -42,11 +42,11 @@ final class Scratch {
         return self[name]
     }
 
-    /// A qcow2 image of 1 MiB. Names of other files are as they are to stand in it.
+    /// A qcow2 image. Names of other files are as they are to stand in it.
     @discardableResult
     func image(
         _ name: String, over backing: String? = nil, _ format: String? = nil, data: (name: String, place: String)? = nil,
-        clusterByteCount: Int = 65536, bitmap: String? = nil
+        byteCount: UInt64 = 1 << 20, clusterByteCount: Int = 65536, bitmap: String? = nil
     ) async throws -> String {
         var options = ImageOptions()
         options.clusterByteCount = clusterByteCount
@@ -56,7 +56,7 @@ final class Scratch {
         var dataFile: RawFile?
         if let data { dataFile = try await make(data.place) }
         let file = try await make(name)
-        let image = try await ImageFile.create(file, virtualByteCount: 1 << 20, options, dataFile: dataFile)
+        let image = try await ImageFile.create(file, virtualByteCount: byteCount, options, dataFile: dataFile)
         if let bitmap { try await image.addBitmap(Array(bitmap.utf8)) }
         await file.close()
         await dataFile?.close()
