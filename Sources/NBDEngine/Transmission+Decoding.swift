@@ -99,8 +99,10 @@ extension Transmission {
             return false
         }
         stage = .header
+        expectsLongPayload = false
         switch intake {
         case .collect(_, let byteCount), .collectFilter(_, let byteCount):
+            expectsLongPayload = hasMore && byteCount >= Self.longPayloadByteCount
             if let whole = inbox.readSlice(length: byteCount) {
                 start(intake, header, whole)
             } else {

@@ -58,6 +58,10 @@ public struct Transmission: ~Copyable {
     var unsentByteCount = 0
     /// Bytes written since replies were last sent.
     var writtenByteCount = 0
+    /// The last request had a long payload: the next one may, too.
+    var expectsLongPayload = false
+    /// All room for what arrives was used: there is more.
+    var hasMore = false
     var isShuttingDown = false
     /// No request begins until `resume`.
     public private(set) var isPaused = false
@@ -124,7 +128,10 @@ public struct Transmission: ~Copyable {
         buffer.clear()
         buffer.writeImmutableBuffer(inbox)
         inbox.clear()
-        let result = buffer.write(upTo: max(buffer.writableBytes, 4096), by: read)
+        let limit = expectsLongPayload ? Self.headByteCount : max(buffer.writableBytes, Self.headByteCount)
+        let start = buffer.writerIndex
+        let result = buffer.write(upTo: limit, by: read)
+        hasMore = buffer.writerIndex - start == limit
         swap(&inbox, &buffer)
         advance()
         if inbox.readableBytes > 0 {
@@ -242,6 +249,11 @@ public struct Transmission: ~Copyable {
 
     /// Fewer bytes of a payload are worth copying if those behind them come with the same call.
     static let directByteCountFloor = 16 << 10
+    /// Of a payload from this length on only the beginning is received with its header, if more is there than can be received at once: the rest
+    /// goes to its own buffer, and nothing is copied. Shorter ones rather come several at once.
+    static let longPayloadByteCount = 128 << 10
+    /// Bytes of a header and the beginning of a payload.
+    static let headByteCount = 4096
     /// Bytes of replies that one turn collects before it sends.
     static let turnByteCountLimit = 256 << 10
     /// Bytes that one turn writes before it sends: a write takes long, its reply is short.

@@ -58,6 +58,32 @@ import Glibc
         #expect(harness.wantsBytes)
     }
 
+    @Test func `receives little more than a header where a long payload may follow`() async {
+        let harness = EngineHarness(device: ScriptedDevice(byteCount: 1 << 20), isSharing: true)
+        var shared = ByteBuffer()
+        shared.reserveCapacity(256 << 10)
+        /// How much each receive may bring, when everything has arrived.
+        func limits(_ sizes: Int...) -> [Int] {
+            var stream = sizes.flatMap { harness.bytes(harness.header(.write, 0, UInt64($0)), [UInt8](repeating: 1, count: $0)) }[...]
+            var limits: [Int] = []
+            while !stream.isEmpty {
+                let count = harness.transmission.receive(sharing: &shared) { output, limit in
+                    limits.append(limit)
+                    for byte in stream.prefix(limit) { output.append(byte) }
+                    return min(limit, stream.count)
+                }
+                stream = stream.dropFirst(count)
+            }
+            return limits
+        }
+        let room = shared.capacity
+        #expect(limits(200_000, 200_000, 200_000) == [room, 400_056 - room, 4096, 200_028 - 4096])
+        #expect(limits(1000) == [4096])
+        #expect(limits(1000) == [room])
+        #expect(limits(200_000) == [room], "nothing was behind it")
+        #expect(limits(1000) == [room])
+    }
+
     @Test func `keeps no buffer when nothing is under way`() async {
         let harness = EngineHarness(.structured, device: ScriptedDevice(byteCount: 1 << 20), isSharing: true)
         _ = await harness.ask(.write, 0, payload: [UInt8](repeating: 1, count: 100_000))
