@@ -62,12 +62,16 @@ class Disk:
         else:
             _libc.munmap(address, self.size)  # over RLIMIT_MEMLOCK: `faults` of the samples tell whether it mattered
 
-    def cool(self):
-        """Drops the file from the page cache. Only clean pages go, and none that a process maps: so before the server starts."""
-        self.settle()
+    def release(self):
+        """Undoes `hold`."""
         if self.held is not None:
             _libc.munmap(self.held, self.size)
             self.held = None
+
+    def cool(self):
+        """Drops the file from the page cache. Only clean pages go, and none that a process maps: so before the server starts."""
+        self.settle()
+        self.release()
         descriptor = os.open(self.path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)

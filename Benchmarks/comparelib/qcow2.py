@@ -37,6 +37,8 @@ class Images:
 
     def of(self, kind):
         if kind == "qcow2-new" or kind not in self.made:
+            if kind in self.made:
+                self.made[kind].release()
             self.made[kind] = Image(self._make(kind), self.raw.size)
         return self.made[kind]
 
@@ -69,3 +71,7 @@ class Image:
     def warm(self):
         for file in self.files:
             file.warm()
+
+    def release(self):
+        for file in self.files:
+            file.release()

@@ -56,7 +56,7 @@ struct ServedExport: Sendable {
     /// Of the export's own contexts, by their ids.
     let sources: [UInt32: any ExtentSource]
     /// Pauses the clients.
-    let gate = ExportGate()
+    let gate: ExportGate
 
     /// - Parameter id: identity, never used twice.
     /// - Parameter allowsSeveralClients: false on a server for one client, where CAN_MULTI_CONN would be a lie (S-EXP-09).
@@ -86,6 +86,7 @@ struct ServedExport: Sendable {
             if info.abilities.zeroes != .none { flags.formUnion([.writeZeroes, .fastZero]) }
         }
         device = Emulation(export.device)
+        gate = ExportGate(device)
         sources = Dictionary(uniqueKeysWithValues: zip(contexts.dropFirst().map(\.id), export.contexts.map(\.source)))
         let sizes = info.blockSize
         // libnbd throws all three sizes away unless the maximum is a multiple of the minimum (S-INFO-13).

@@ -23,7 +23,11 @@ final class ExportGate: RequestSource {
         var isClosed = false
     }
 
+    private let device: any BlockDevice
     private let state = Mutex(State())
+
+    /// - Parameter device: told when nobody uses it (`BlockDevice.settle`).
+    init(_ device: any BlockDevice) { self.device = device }
 
     /// A connection begins. When `isPaused` is true, it begins with a pause.
     func join(_ member: Member) -> (id: UInt64, isPaused: Bool) {
@@ -35,12 +39,12 @@ final class ExportGate: RequestSource {
     }
 
     /// Nothing of a connection is left, and nothing that it began. After the last one the device may settle.
-    func leave(_ id: UInt64, _ device: any BlockDevice) {
+    func leave(_ id: UInt64) {
         state.withLock { state in
             state.members[id] = nil
             guard state.members.isEmpty, !state.isClosed else { return }
             guard state.settling == nil else { return state.mustSettleAgain = true }
-            state.settling = Task { [self] in
+            state.settling = Task {
                 repeat { await device.settle() } while hasToSettleAgain()
             }
         }

@@ -1,4 +1,3 @@
-import Block
 import NBDEngine
 import NBDProtocol
 import NIOCore
@@ -39,7 +38,6 @@ final class TransmissionShell {
     private var isDraining = false
     private var isOver = false
     private let gate: ExportGate
-    private let device: any BlockDevice
     private var membership: UInt64?
     /// Tasks that run. They go on when the connection is gone.
     private var taskCount = 0
@@ -57,7 +55,6 @@ final class TransmissionShell {
         self.clock = clock
         self.face = face
         gate = export.gate
-        device = export.device
         var limits = TransmissionLimits()
         limits.requestLimit = max(1, environment.configuration.requestLimit)
         limits.byteCountLimit = environment.configuration.connectionMemoryLimit
@@ -111,7 +108,7 @@ final class TransmissionShell {
         for done in waiting { done() }
         guard isOver, let membership else { return }
         self.membership = nil
-        gate.leave(membership, device)
+        gate.leave(membership)
     }
 
     private func move(toLoop number: Int, _ done: @escaping @Sendable (Bool) -> Void) {

@@ -18,13 +18,6 @@ from qcow2_images import KINDS, chain, create, data_file, scattered, snapshots, 
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
 
-def eventually(condition, limit=20):
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def qemu_nbd(directory, start):
     """`qemu_nbd(image, …)`: what the reference serves, on a socket of its own."""
@@ -517,13 +510,13 @@ class TestBitmaps:
         assert is_in_use()
         second.pwrite(b"y", 5 * MIB)
         second.shutdown()
-        eventually(lambda: not is_in_use())
+        server.wait_for(lambda: not is_in_use(), "the bitmap is stored")
         # And again, by a client that comes later.
         third = connect(server.uri)
         third.pwrite(b"x", 7 * MIB)
         assert is_in_use()
         third.shutdown()
-        eventually(lambda: not is_in_use())
+        server.wait_for(lambda: not is_in_use(), "the bitmap is stored")
         server.process.kill()
         server.process.wait()
         check(image)

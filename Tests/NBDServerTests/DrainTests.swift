@@ -209,19 +209,17 @@ private func load(_ path: String, worker: Int, _ isOver: @escaping @Sendable () 
         let server = try NBDServer(
             exports: [export], configuration: NBDServer.Configuration(listeners: [Listener(.unix(path: path))]),
             logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
-        try await server.start()
-        let serving = Task { try await server.run() }
         defer { removeSocket(path) }
-        let client = try await NBDClient.open(NBDURI(.unix(path: path), exportName: "disk"))
-        let names = ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:b"]
-        #expect(try await client.setMetaContexts("disk", queries: names).map(\.name) == names)
-        _ = try await client.go("disk")
-        let status = try await client.blockStatus(at: 0, count: 1 << 20)
-        #expect(status["qemu:allocation-depth"]?.map { $0.flags } == [1])
-        #expect(status["qemu:dirty-bitmap:b"]?.map { $0.flags } == [1, 0])
-        try await client.disconnect()
-        server.shutdown()
-        try await serving.value
+        try await server.whileServing {
+            let client = try await NBDClient.open(NBDURI(.unix(path: path), exportName: "disk"))
+            let names = ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:b"]
+            #expect(try await client.setMetaContexts("disk", queries: names).map(\.name) == names)
+            _ = try await client.go("disk")
+            let status = try await client.blockStatus(at: 0, count: 1 << 20)
+            #expect(status["qemu:allocation-depth"]?.map { $0.flags } == [1])
+            #expect(status["qemu:dirty-bitmap:b"]?.map { $0.flags } == [1, 0])
+            try await client.disconnect()
+        }
     }
 
     @Test(arguments: [["x"], ["a:b", "a:b"], ["base:allocation"], [":"].map { _ in String(repeating: "x", count: 5000) + ":" }])

@@ -14,8 +14,7 @@ import Testing
     @Test(arguments: ["raw", "qcow2"], [true, false])
     func `loses nothing when it is drained and moved under load`(format: String, fastPath: Bool) async throws {
         let scratch = Scratch()
-        try await scratch.raw("base", 7, byteCount: 32 << 20)
-        let path = scratch["base"]
+        let path = try await scratch.raw("base", 7, byteCount: 32 << 20)
         var options = "driver=raw,file.filename=\(path)"
         if format == "qcow2" {
             let top = try await scratch.image("top", over: "base", "raw", byteCount: 32 << 20)

@@ -26,6 +26,13 @@ final class BitmapStore: Sendable {
         var bitmap: DirtyBitmap?
         /// Host clusters of its table and data.
         var clusters: [Range<UInt64>] = []
+
+        /// What the image says while the stored bits are behind. What we cannot use we do not keep either, unless it is worth nothing already.
+        var entryInUse: BitmapDirectoryEntry {
+            var entry = entry
+            if bitmap != nil || entry.flags.contains(.auto) { entry.flags.insert(.inUse) }
+            return entry
+        }
     }
 
     private init(_ metadata: Metadata, _ stored: [Stored]) {
@@ -95,13 +102,7 @@ final class BitmapStore: Sendable {
 
     /// Says in the image that the bitmaps there fall behind, before they do.
     private func markInUse(_ place: BitmapsExtension) async throws(BlockError) {
-        var directory: [UInt8] = []
-        for one in stored.withLock({ $0 }) {
-            var entry = one.entry
-            // What we cannot use we do not keep either, unless it is worth nothing already.
-            if one.bitmap != nil || entry.flags.contains(.auto) { entry.flags.insert(.inUse) }
-            directory += entry.encoded
-        }
+        let directory = stored.withLock { $0 }.flatMap(\.entryInUse.encoded)
         guard UInt64(directory.count) == place.directoryByteCount else {
             throw BlockError(.inputOutput, "the image is damaged: its bitmap directory has \(place.directoryByteCount) bytes, its entries \(directory.count)")
         }
@@ -178,8 +179,8 @@ final class BitmapStore: Sendable {
                     if bitmap.isEnabled { entry.flags.insert(.auto) }
                     old += one.clusters
                     after[index] = Stored(entry: entry, bitmap: bitmap, clusters: Array(new.clusters[count...]))
-                } else if one.bitmap != nil || entry.flags.contains(.auto) {
-                    entry.flags.insert(.inUse)
+                } else {
+                    entry = one.entryInUse
                 }
                 directory += entry.encoded
             }

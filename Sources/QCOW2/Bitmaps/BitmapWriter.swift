@@ -69,9 +69,7 @@ struct BitmapWriter {
     }
 
     /// Undoes everything.
-    mutating func giveBack() async {
-        let (metadata, clusters) = (metadata, clusters)
-        self.clusters = []
+    func giveBack() async {
         try? await metadata.lock.withLock { () async throws(BlockError) in
             for clusters in clusters { try await metadata.giveBack(clusters) }
         }
