@@ -9,7 +9,7 @@ def servers_of(executable):
     found = {
         kind: servers.present([
             servers.ours(executable, options=(f"--cache={mode}",)),
-            servers.ours(executable, f"{servers.OURS} io_uring", (f"--cache={mode}", "--aio=io_uring")),
+            servers.ours(executable, f"{servers.OURS} threads", (f"--cache={mode}", "--aio=threads")),
             servers.qemu("threads", mode), servers.qemu("io_uring", mode)])
         for kind, mode in cache.items()}
     found["direct"] += servers.present([servers.nbdkit("cache=none")])

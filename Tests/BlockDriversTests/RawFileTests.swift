@@ -34,6 +34,7 @@ import Glibc
         #expect(native?.reason == .invalidOptions)
         #expect(native?.detail.contains("cache=none or cache=directsync") == true)
         #expect(RawOptions(cache: .none, aio: .native).contradiction == nil)
+        #expect(RawOptions().aio == .auto && RawOptions.AIO.auto.refusal == nil, "uses what there is")
         let unmap = await openError { try await openRaw(path, RawOptions(discard: .ignore, detectZeroes: .unmap)) }
         #expect(unmap?.detail.contains("discard=unmap") == true)
     }

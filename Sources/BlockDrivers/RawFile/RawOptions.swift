@@ -35,14 +35,16 @@ public struct RawOptions: Equatable, Sendable {
 
     /// Who waits for the disk. A wish, as results do not depend on it: see `refusal`.
     public enum AIO: String, CaseIterable, Sendable {
+        /// `ioUring` where the host has it, `threads` elsewhere.
+        case auto
         case threads
         /// Linux AIO in QEMU, io_uring here; asks for a cache mode without the page cache, as there.
         case native
         case ioUring = "io_uring"
 
         /// Why threads do this work instead, for the operator: "cannot use io_uring: the kernel has none (ENOSYS)". Nil when they do not, or
-        /// were asked to.
-        public var refusal: String? { usesRing ? HostFile.ringRefusal?.description : nil }
+        /// may.
+        public var refusal: String? { self == .ioUring || self == .native ? HostFile.ringRefusal?.description : nil }
 
         var usesRing: Bool { self != .threads }
     }
@@ -59,7 +61,7 @@ public struct RawOptions: Equatable, Sendable {
 
     public init(
         isReadOnly: Bool = false, cache: Cache = .writeback, discard: Discard = .unmap, detectZeroes: DetectZeroes = .off,
-        aio: AIO = .threads, isLocked: Bool = true, isGrowable: Bool = false
+        aio: AIO = .auto, isLocked: Bool = true, isGrowable: Bool = false
     ) {
         self.isReadOnly = isReadOnly
         self.cache = cache

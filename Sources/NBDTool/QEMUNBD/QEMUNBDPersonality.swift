@@ -60,7 +60,7 @@ enum QEMUNBDPersonality {
           -o, --offset=OFFSET        the export begins at this byte
           -n, --nocache              same as --cache=none
               --cache=MODE           none, writeback (default), writethrough, directsync, unsafe
-              --aio=MODE             threads, native, io_uring
+              --aio=MODE             auto (default), threads, native, io_uring
               --discard=MODE         ignore (default), unmap
               --detect-zeroes=MODE   off (default), on, unmap
               --image-opts           FILE is driver=raw,file.driver=file,file.filename=PATH,…; or qcow2

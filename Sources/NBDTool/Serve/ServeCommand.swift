@@ -89,7 +89,7 @@ struct ServeCommand: AsyncParsableCommand {
         @Option(name: .long, help: ArgumentHelp("off (default), on or unmap.", valueName: "mode"))
         var detectZeroes: String?
 
-        @Option(name: .long, help: ArgumentHelp("threads, native or io_uring (default: threads).", valueName: "mode"))
+        @Option(name: .long, help: ArgumentHelp("auto (default), threads, native or io_uring.", valueName: "mode"))
         var aio: String?
 
         @Flag(name: [.customShort("A"), .long], help: "Offer qemu:allocation-depth: in which image of its chain data lies.")
