@@ -163,28 +163,28 @@ static int on_all_threads(int (*body)(void)) {
 
 static int rules_of_all;
 
-/// With one of these, files of /proc would show other processes and the kernel in spite of the confinement.
-static const int insights[] = {CAP_SYS_RAWIO, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYSLOG, CAP_PERFMON};
+/// What a server of root goes on to need: its files where modes would keep it out, the pages of a ring, what a file system holds back for root.
+/// With most others it could do what Landlock does not forbid, or see other processes and the kernel in files of /proc.
+static const int kept[] = {CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_IPC_LOCK, CAP_SYS_RESOURCE};
 
-static int give_up_insights(void) {
+static int give_up_powers(void) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct sets[2];
     if (syscall(SYS_capget, &header, sets) < 0) return -errno;
-    uint32_t had = 0;
-    for (size_t i = 0; i < sizeof insights / sizeof *insights; i++) {
-        struct __user_cap_data_struct *set = &sets[CAP_TO_INDEX(insights[i])];
-        uint32_t bit = CAP_TO_MASK(insights[i]);
-        had |= set->permitted & bit;
-        set->effective &= ~bit;
-        set->permitted &= ~bit;
-        set->inheritable &= ~bit;
+    uint32_t keep[2] = {0, 0}, had = 0;
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) keep[CAP_TO_INDEX(kept[i])] |= CAP_TO_MASK(kept[i]);
+    for (int i = 0; i < 2; i++) {
+        had |= sets[i].permitted & ~keep[i];
+        sets[i].effective &= keep[i];
+        sets[i].permitted &= keep[i];
+        sets[i].inheritable &= keep[i];
     }
     if (!had) return 0;
     RESULT((int)syscall(SYS_capset, &header, sets));
 }
 
 static int confine(void) {
-    int result = give_up_insights();
+    int result = give_up_powers();
     return result < 0 ? result : chostio_landlock_confine_thread(rules_of_all);
 }
 

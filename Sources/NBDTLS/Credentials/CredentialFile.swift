@@ -23,7 +23,8 @@ struct CredentialFile {
     ///   having none.
     init?(pathIfPresent path: String) throws(TLSCredentialError) {
         do {
-            let descriptor = try FileDescriptor.open(FilePath(path), .readOnly, options: .closeOnExec)
+            // A pipe that nobody fills keeps nobody waiting.
+            let descriptor = try FileDescriptor.open(FilePath(path), .readOnly, options: [.closeOnExec, .nonBlocking])
             bytes = try descriptor.closeAfter {
                 var bytes: [UInt8] = []
                 while bytes.count <= Self.byteLimit {

@@ -1,3 +1,4 @@
+import Dispatch
 import Logging
 import NBDProtocol
 import NBDServer
@@ -50,17 +51,24 @@ final class TLSAuthorization: Sendable {
         guard let path else { return }
         var seen = version
         while (try? await Task.sleep(for: Self.pause)) != nil {
-            let version = Version(path)
-            guard version != seen else { continue }
-            seen = version
-            do throws(ToolError) {
-                let new = try Self.read(path)
-                list.withLock { $0 = new }
-                logger.notice("read '\(path.sanitized())' again: \(new.rules.count) rules")
-            } catch {
-                logger.error("cannot read the list of who may come in again, the one from before stays: \(error)")
+            seen = await withCheckedContinuation { continuation in
+                DispatchQueue.global().async { [seen] in continuation.resume(returning: self.look(at: path, seen)) }
             }
         }
+    }
+
+    /// Returns the version that is known now. May wait for the file's disk.
+    private func look(at path: String, _ seen: Version?) -> Version? {
+        let version = Version(path)
+        guard version != seen else { return seen }
+        do throws(ToolError) {
+            let new = try Self.read(path)
+            list.withLock { $0 = new }
+            logger.notice("read '\(path.sanitized())' again: \(new.rules.count) rules")
+        } catch {
+            logger.error("cannot read the list of who may come in again, the one from before stays: \(error)")
+        }
+        return version
     }
 
     private static func read(_ path: String) throws(ToolError) -> NameList {

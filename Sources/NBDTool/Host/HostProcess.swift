@@ -83,12 +83,13 @@ enum HostProcess {
         }
     }
 
-    /// The bytes of a small file.
+    /// The bytes of a small file. A pipe without a writer is an empty one.
     /// - Throws: `.runtime` naming the path, also when the file is longer than `limit` bytes.
     static func contents(of path: String, limit: Int) throws(ToolError) -> [UInt8] {
-        let descriptor = open(path, O_RDONLY)
+        let descriptor = open(path, O_RDONLY | O_NONBLOCK)
         guard descriptor >= 0 else { throw .runtime("cannot open '\(path)': \(text(of: errno))") }
         defer { close(descriptor) }
+        _ = fcntl(descriptor, F_SETFL, O_RDONLY)  // a writer that is there is waited for
         var contents: [UInt8] = []
         while contents.count <= limit {
             let piece = read(from: descriptor, limit: 65536)

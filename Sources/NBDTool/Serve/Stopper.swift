@@ -1,3 +1,4 @@
+import Dispatch
 import Logging
 import NBDServer
 import Synchronization
@@ -21,6 +22,8 @@ final class Stopper: Sendable {
     }
 
     private let state = Mutex(State())
+    /// Files may be on a disk that does not answer: neither signals nor tasks wait for them.
+    private let reloads = DispatchQueue(label: "nbd.reload")
     private let childExit = Mutex<Task<Int32, Never>?>(nil)
     private let files: OwnedFiles
     private let logger: Logger
@@ -44,7 +47,7 @@ final class Stopper: Sendable {
             var count = 0
             for await number in signals.stream {
                 if number == SIGHUP && !hangupStops {
-                    if let reload = state.withLock({ $0.reload }) { reload() } else { logger.notice("SIGHUP does nothing") }
+                    if let reload = state.withLock({ $0.reload }) { reloads.async(execute: reload) } else { logger.notice("SIGHUP does nothing") }
                     continue
                 }
                 count += 1
