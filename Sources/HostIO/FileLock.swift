@@ -8,12 +8,15 @@ internal import SystemPackage
 /// does not let others have it; then it looks whether anybody else's locks contradict. The locks belong to the open file, so they end
 /// with it, also when the process dies.
 ///
-///     permission          consistent read 0   write 1   write unchanged 2   resize 3
-///     a reader holds      100                                               203
-///     a writer holds      100, 101            201                           203
+///     permission               consistent read 0   write 1     write unchanged 2   resize 3
+///     a reader holds           100                                                      203
+///     a writer holds           100                 101, 201                             203
+///     a reader of an image     100                      201                             203
+///     a writer of an image     100                 101, 201                        103, 203
 ///
-/// Facts: read off qemu-nbd 7.2 in /proc/locks. Its writers do not hold 201, so two of them share an image; ours do, so that at most one
-/// writer of any make has it.
+/// An image is a file whose bytes are those of an image format: whoever reads it while another writes may take one disk's data for another's,
+/// and its size changes. Facts: asked of the kernel while qemu-nbd 7.2 had them. Its writers of raw files do not hold 201, so two of them share
+/// a file; ours do, so that at most one writer of any make has it.
 enum FileLock {
     private enum Permission: UInt64, CaseIterable {
         case consistentRead, write, writeUnchanged, resize
@@ -36,9 +39,9 @@ enum FileLock {
         case unavailable
     }
 
-    static func take(_ descriptor: Int32, path: String, isReadOnly: Bool) throws(HostError) -> Outcome {
-        let held: [Permission] = isReadOnly ? [.consistentRead] : [.consistentRead, .write]
-        let refused: [Permission] = isReadOnly ? [.resize] : [.write, .resize]
+    static func take(_ descriptor: Int32, path: String, isReadOnly: Bool, isImage: Bool) throws(HostError) -> Outcome {
+        let held: [Permission] = isReadOnly ? [.consistentRead] : isImage ? [.consistentRead, .write, .resize] : [.consistentRead, .write]
+        let refused: [Permission] = isReadOnly && !isImage ? [.resize] : [.write, .resize]
         var taken: [UInt64] = []
         do throws(HostError) {
             for byte in held.map(\.heldByte) + refused.map(\.refusedByte) {
@@ -93,12 +96,14 @@ enum FileLock {
 extension HostFile {
     /// Announces this file's use to other programs, in QEMU's way, for as long as the file is open: a reader tolerates readers and writers,
     /// a writer readers only, nobody a change of the size. Returns false where the file system has no locks: then nobody can be warned.
+    /// May be called again for an image.
     ///
+    /// - Parameter isImage: the bytes are those of an image format, or the size will change: even a reader tolerates no writer then.
     /// - Throws: EBUSY when another program's use, or another opening of ours, contradicts.
-    public func lock() async throws(HostError) -> Bool {
+    public func lock(isImage: Bool = false) async throws(HostError) -> Bool {
         let result = await io.call { () -> Result<FileLock.Outcome, HostError> in
             do throws(HostError) {
-                return .success(try FileLock.take(self.descriptor, path: self.path, isReadOnly: self.isReadOnly))
+                return .success(try FileLock.take(self.descriptor, path: self.path, isReadOnly: self.isReadOnly, isImage: isImage))
             } catch {
                 return .failure(error)
             }

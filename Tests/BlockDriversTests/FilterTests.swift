@@ -3,6 +3,21 @@ import BlockDrivers
 import Testing
 
 @Suite struct `A window` {
+    @Test func `to the end of a file becomes longer with it, one of a given length does not`() async throws {
+        let scratch = Scratch()
+        let file = try await RawFile.open(scratch.file(byteCount: 3000), RawOptions(isGrowable: true))
+        let open = try RawWindow(file, offset: 1000)
+        #expect(open.currentByteCount == 2000)
+        try await open.resize(to: 5000)
+        #expect((open.currentByteCount, file.currentByteCount) == (5000, 6000))
+        try await open.write([7], at: 4999)
+        #expect(try await file.bytes(at: 5999, 1) == [7])
+        let fixed = try RawWindow(file, offset: 1000, byteCount: 2000)
+        #expect(await blockError { try await fixed.resize(to: 2001) }?.kind == .unsupported)
+        #expect(await blockError { try await fixed.write([7], at: 2000) }?.kind == .outOfRange)
+        #expect(fixed.currentByteCount == 2000)
+    }
+
     // S-EXP-07
     @Test func `lies in its device or is refused`() async throws {
         let device = MemoryDevice(byteCount: 1000)

@@ -42,6 +42,34 @@ import Glibc
         _ = try await open(path, isReadOnly: false)
     }
 
+    @Test func `keeps every writer off an image, even if it is only read`() async throws {
+        let scratch = Scratch()
+        let path = scratch.file(byteCount: 4096)
+        func open(isReadOnly: Bool, isImage: Bool = false) async throws -> HostFile {
+            let file = try await HostFile.open(path, .init(isReadOnly: isReadOnly))
+            #expect(try await file.lock(isImage: isImage))
+            return file
+        }
+        let readers = [try await open(isReadOnly: true, isImage: true), try await open(isReadOnly: true, isImage: true), try await open(isReadOnly: true)]
+        for isImage in [false, true] {
+            let error = try #require(await hostError { _ = try await open(isReadOnly: false, isImage: isImage) })
+            #expect(error.reason.contains("\"write\" lock"), "\(error)")
+        }
+        for reader in readers { reader.close() }
+        let writer = try await open(isReadOnly: false, isImage: true)
+        for isImage in [false, true] {
+            let error = try #require(await hostError { _ = try await open(isReadOnly: true, isImage: isImage) })
+            #expect(error.reason.contains(isImage ? "shared \"write\" lock" : "shared \"resize\" lock"), "\(error)")
+        }
+        writer.close()
+        // A lock that grows: what is a raw file's first turns out to hold an image.
+        let reader = try await open(isReadOnly: true)
+        let other = try await open(isReadOnly: false)
+        #expect(await hostError { _ = try await reader.lock(isImage: true) } != nil)
+        other.close()
+        reader.close()
+    }
+
     private func qemu(_ path: String, _ scratch: Scratch, _ options: [String] = []) async throws -> Child {
         let socket = "\(scratch.path)/\(options.count).sock"
         let child = try #require(Child(tool("qemu-nbd")!, ["-t", "-f", "raw", "-k", socket] + options + [path]))

@@ -58,6 +58,41 @@ import Testing
         #expect(try ReferenceCheck(file.bytes).errors.isEmpty)
     }
 
+    @Test(arguments: 0..<60)
+    func `goes on when there is room again, whichever write found none`(count: Int) async throws {
+        let file = RecordingDevice(try TestImage.empty(1 << 20, clusterBits: 9))
+        let image = try await TestImage.open(file)
+        try await fill(image, 0, 8192, 9)
+        file.fail(after: count, as: .noSpace)
+        var expected = [UInt8](repeating: 9, count: 8192) + [UInt8](repeating: 0, count: (1 << 20) - 8192)
+        for step in 0..<20 {
+            let offset = step * 40_000
+            do {
+                try await fill(image, UInt64(offset), 3000, 1)
+                expected.replaceSubrange(offset..<offset + 3000, with: repeatElement(1, count: 3000))
+                if step % 3 == 2 { try await image.discard(#require(ByteRange(start: UInt64(offset - 40_000), count: 512 * 4))) }
+                if step % 5 == 4 { try await image.flush() }
+            } catch let error as BlockError {
+                #expect(error.kind == .noSpace)
+            }
+        }
+        file.fail(after: nil)
+        try await image.flush()
+        for offset in stride(from: 20_000, to: 1 << 20, by: 50_000) {
+            try await fill(image, UInt64(offset), 3000, 2)
+            expected.replaceSubrange(offset..<offset + 3000, with: repeatElement(2, count: 3000))
+        }
+        await image.close()
+        #expect(try await isSound(file))
+        let reopened = try await TestImage.open(RecordingDevice(file.bytes))
+        let found = try await reopened.bytes(at: 0, count: 1 << 20)
+        // A write that found no room may have come in part, and a discard reads as it likes.
+        let differing = (0..<1 << 20).filter { found[$0] != expected[$0] && expected[$0] != 0 && found[$0] != 0 }
+        #expect(differing.isEmpty, "\(differing.prefix(5))")
+        #expect((0..<8192).allSatisfy { found[$0] != 0 })
+        await reopened.close()
+    }
+
     @Test func `uses a freed cluster again only when no mapper can name it`() async throws {
         let file = try await TemporaryFile.open(try TestImage.empty(1 << 20))
         let image = try await QCOW2Image.open(try await ImageHeader.read(from: file), on: file)

@@ -129,6 +129,35 @@ import Testing
         #expect(try await isSound(file, leaks: true))
     }
 
+    @Test func `are not lost without a word`() async throws {
+        let file = RecordingDevice(try await made())
+        let words = Mutex<[String]>([])
+        var options = QCOW2Image.Options()
+        options.report = { word in words.withLock { $0.append(word) } }
+        let image = try await TestImage.open(file, options)
+        try await fill(image, 0)
+        file.fail(after: 0, as: .noSpace)
+        await image.settle()
+        #expect(words.withLock { $0 }.contains { $0.contains("bitmaps could not be stored") })
+        words.withLock { $0 = [] }
+        await image.close()
+        #expect(words.withLock { $0 }.contains { $0.contains("bitmaps could not be stored") })
+        #expect(try await dirtyBlocks(file.bytes) == nil)
+    }
+
+    @Test func `that lie on tables of the image are refused before anything is freed`() async throws {
+        var bytes = try await made()
+        let header = try await ImageHeader.read(from: RecordingDevice(bytes))
+        let directory = try #require(header.bitmaps)
+        let table = Int(bytes.rawBytes.bigEndian(UInt64.self, at: Int(directory.directoryOffset)))
+        for target in [header.l1TableOffset, header.refcountTableOffset, UInt64(table)] {
+            bytes.replaceSubrange(table..<table + 8, with: [UInt8](bigEndianWords: [target], count: 1))
+            let error = await #expect(throws: BlockError.self) { _ = try await TestImage.open(RecordingDevice(bytes)) }
+            #expect(error?.detail.contains("bitmap 'changes' overlaps") == true, "\(error?.detail ?? "")")
+            await (try await TestImage.open(RecordingDevice(bytes), .init(isReadOnly: true))).close()
+        }
+    }
+
     @Test func `are right or in use after every power cut`() async throws {
         let seed = Seed.value
         var random = SplitMix(seed: seed)

@@ -1,10 +1,12 @@
 public import Block
 
 /// A part of another device: bytes `offset ..< offset + byteCount` of it (S-EXP-07; qemu-nbd's `--offset`).
-public final class RawWindow: BlockDevice {
+public final class RawWindow: ResizableDevice {
     public let info: DeviceInfo
     private let device: any BlockDevice
     private let offset: UInt64
+    /// The window goes to the end of a device that may become longer.
+    private let isOpen: Bool
 
     /// - Parameter byteCount: length of the window; nil for all that follows `offset`.
     /// - Throws: `.outOfRange` when the window does not lie in `device`; `.invalid` when it cuts a block of a device whose minimum block
@@ -24,6 +26,21 @@ public final class RawWindow: BlockDevice {
         self.info = info
         self.device = device
         self.offset = offset
+        isOpen = byteCount == nil && device is any ResizableDevice
+    }
+
+    public var currentByteCount: UInt64 {
+        guard isOpen, let device = device as? any ResizableDevice else { return info.byteCount }
+        return device.currentByteCount - min(offset, device.currentByteCount)
+    }
+
+    /// - Throws: `.unsupported` for a window of a given length, and for a device that cannot be resized.
+    public func resize(to byteCount: UInt64) async throws(BlockError) {
+        guard isOpen, let device = device as? any ResizableDevice else {
+            throw BlockError(.unsupported, "a window of \(info.byteCount) bytes stays as it is")
+        }
+        guard byteCount <= UInt64(Int64.max) - offset else { throw BlockError(.tooLarge, "\(byteCount) bytes are more than 2^63 - 1") }
+        try await device.resize(to: offset + byteCount)
     }
 
     public func read(at offset: UInt64, into buffer: inout MutableRawSpan) async throws(BlockError) {
@@ -62,7 +79,7 @@ public final class RawWindow: BlockDevice {
 
     public func makeMapper() -> sending (any RangeMapper)? {
         guard let mapper = device.makeMapper() else { return nil }
-        return WindowMapper(mapper, offset: offset, byteCount: info.byteCount)
+        return WindowMapper(mapper, offset: offset, byteCount: limit)
     }
 
     public func settle() async { await device.settle() }
@@ -71,9 +88,12 @@ public final class RawWindow: BlockDevice {
         await device.close()
     }
 
+    /// Where requests end at the latest.
+    private var limit: UInt64 { isOpen ? UInt64(Int64.max) - offset : info.byteCount }
+
     /// The same bytes in the device below. Checked again, although callers check: behind the window lie somebody else's bytes.
     private func inner(_ range: ByteRange?) throws(BlockError) -> ByteRange {
-        guard let range, range.end <= info.byteCount, let inner = ByteRange(start: offset + range.start, count: range.count) else {
+        guard let range, range.end <= limit, let inner = ByteRange(start: offset + range.start, count: range.count) else {
             throw .outOfRange(offset: range?.start ?? .max, count: range?.count ?? .max, size: info.byteCount)
         }
         return inner

@@ -45,6 +45,19 @@ public final class RawFile: ResizableDevice {
         return RawFile(file, path, options, isLocked: isLocked)
     }
 
+    /// Says to other programs, and to other openings of ours, that the bytes are those of an image format, or that the size will change: from now
+    /// on nobody else may write, even if this file is read only. What was read before is to be read again.
+    ///
+    /// - Throws: `.locked` when somebody writes. The file is to be closed then.
+    public func lockAsImage() async throws(OpenError) {
+        guard isLocked else { return }
+        do throws(HostError) {
+            _ = try await file.lock(isImage: true)
+        } catch {
+            throw OpenError(.locked, path: path, error.reason)
+        }
+    }
+
     private init(_ file: HostFile, _ path: String, _ options: RawOptions, isLocked: Bool) {
         self.file = file
         self.path = path

@@ -99,10 +99,12 @@ struct ImageChain {
 extension ImageChain {
     /// Makes the images nodes, from the bottom, each on its files and on the image below it.
     ///
-    /// - Parameter snapshot: of the first image.
+    /// - Parameters:
+    ///   - snapshot: of the first image.
+    ///   - report: is told what goes wrong later and cannot be answered to anybody.
     /// - Returns: the first image's. All files belong to the graph from then on; also when this fails: then they are closed.
     /// - Throws: `.runtime` naming the image at fault.
-    func add(to graph: Graph, snapshot: SnapshotSelector? = nil) async throws(ToolError) -> Node {
+    func add(to graph: Graph, snapshot: SnapshotSelector? = nil, report: (@Sendable (String) -> Void)? = nil) async throws(ToolError) -> Node {
         var added: [Node] = []
         do {
             var below: Node?
@@ -120,8 +122,9 @@ extension ImageChain {
                     edges.append(Node.Edge(.dataFile, node))
                 }
                 if let below { edges.append(Node.Edge(.backing, below)) }
-                let options = QCOW2Image.Options(
+                var options = QCOW2Image.Options(
                     storage, isReadOnly: opened.file.info.isReadOnly, snapshot: depth == 0 ? snapshot : nil)
+                if let report { options.report = { [path = opened.path] in report("'\(path)': \($0)") } }
                 do {
                     let image = try await QCOW2Image.open(header, on: edges, options)
                     below = try graph.add(driver: "qcow2", image, edges: edges)

@@ -123,7 +123,8 @@ struct ImageCreationPlan {
         if let name = options.backingFileName, checksBacking {
             let backing = try ImagePath.resolve(String(decoding: name, as: UTF8.self), from: path)
             let format = options.backingFormat.flatMap { ImageFormat(rawValue: String(decoding: $0, as: UTF8.self)) }
-            let opened = try await OpenedImage.open(backing, format)
+            // Whoever uses it does not mind another image on it.
+            let opened = try await OpenedImage.open(backing, format, isLocked: false)
             if byteCount == nil { byteCount = opened.byteCount }
             await opened.file.close()
         }

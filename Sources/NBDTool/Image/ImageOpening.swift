@@ -44,6 +44,14 @@ extension OpenedImage {
         } catch {
             throw .runtime(error.description)
         }
+        do throws(OpenError) {
+            var isImage = format == .qcow2 || options.isGrowable && !options.isReadOnly
+            if !isImage, format == nil { isImage = (try? await ImageFile.open(file)) != nil }
+            if isImage { try await file.lockAsImage() }
+        } catch {
+            await file.close()
+            throw .runtime(error.description)
+        }
         if format == .raw { return OpenedImage(path: path, file: file) }
         do throws(ImageError) {
             return OpenedImage(path: path, file: file, image: try await ImageFile.open(file))

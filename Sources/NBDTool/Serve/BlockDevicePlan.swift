@@ -1,5 +1,6 @@
 import BlockDrivers
 import BlockGraph
+import Logging
 import NBDProtocol
 
 /// One `--blockdev`: a node to open, with all below it. Checked as far as that goes without opening.
@@ -31,9 +32,10 @@ struct BlockDevicePlan: Equatable, Sendable {
     }
 
     /// - Throws: `.runtime` naming what could not be opened.
-    func open(in graph: Graph) async throws(ToolError) {
+    func open(in graph: Graph, logger: Logger) async throws(ToolError) {
         do throws(GraphError) {
-            try await graph.open(options, ToolDrivers.all(defaults, rules), isReadOnly: isReadOnly)
+            let drivers = ToolDrivers.all(defaults, rules) { logger.error("\($0.sanitized(limit: 400))") }
+            try await graph.open(options, drivers, isReadOnly: isReadOnly)
         } catch {
             throw .runtime("--blockdev: \(error)")
         }

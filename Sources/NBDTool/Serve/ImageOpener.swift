@@ -32,7 +32,7 @@ enum ImageOpener {
     private static func open(
         _ plan: ExportPlan, in graph: Graph, _ expectsProbing: Bool, _ logger: Logger
     ) async throws(ToolError) -> Node {
-        let node = try await Self.node(plan, in: graph)
+        let node = try await Self.node(plan, in: graph, logger)
         switch plan.source {
         case .file, .described:
             if let refusal = plan.storage.aio.refusal {
@@ -60,7 +60,8 @@ enum ImageOpener {
         logger.warning("'\(name)' looks like a \(format) image; the bytes of the file are served as they are")
     }
 
-    private static func node(_ plan: ExportPlan, in graph: Graph) async throws(ToolError) -> Node {
+    private static func node(_ plan: ExportPlan, in graph: Graph, _ logger: Logger) async throws(ToolError) -> Node {
+        let report = { @Sendable (problem: String) in logger.error("\(problem.sanitized(limit: 400))") }
         let isReadOnly = plan.isReadOnly || plan.chain.isTemporary
         var storage = plan.storage
         storage.isReadOnly = isReadOnly || plan.chain.snapshot != nil
@@ -68,7 +69,7 @@ enum ImageOpener {
             switch plan.source {
             case .file(let path) where plan.format == .qcow2:
                 let chain = try await ImageChain.open(path, .qcow2, plan.chain.rules, storage)
-                let image = try await chain.add(to: graph, snapshot: plan.chain.snapshot)
+                let image = try await chain.add(to: graph, snapshot: plan.chain.snapshot, report: report)
                 guard storage.detectZeroes != .off, !storage.isReadOnly else { return image }
                 let filter = DetectZeroes(image.face, mayUnmap: storage.detectZeroes == .unmap)
                 return try graph.add(driver: "detect-zeroes", filter, edges: [Node.Edge(.filtered, image)])
@@ -77,7 +78,7 @@ enum ImageOpener {
             case .null(let byteCount): return try graph.add(driver: "null", NullDevice(byteCount: byteCount))
             case .pattern(let byteCount): return try graph.add(driver: "pattern", PatternDevice(byteCount: byteCount))
             case .described(let options, _):
-                let drivers = ToolDrivers.all(plan.storage, plan.chain.rules, snapshot: plan.chain.snapshot)
+                let drivers = ToolDrivers.all(plan.storage, plan.chain.rules, snapshot: plan.chain.snapshot, report: report)
                 return try await graph.open(options, drivers, isReadOnly: storage.isReadOnly)
             case .node(let name): throw ToolError.runtime("node '\(name)' is open")
             }

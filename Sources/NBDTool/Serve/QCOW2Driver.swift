@@ -12,9 +12,12 @@ struct QCOW2Driver: Sendable {
     private let defaults: RawOptions
     private let rules: ImageRules
     private let snapshot: SnapshotSelector?
+    private let report: @Sendable (String) -> Void
 
-    init(_ defaults: RawOptions, _ rules: ImageRules, snapshot: SnapshotSelector?) {
+    /// - Parameter report: is told what goes wrong later and cannot be answered to anybody.
+    init(_ defaults: RawOptions, _ rules: ImageRules, snapshot: SnapshotSelector?, report: @escaping @Sendable (String) -> Void) {
         self.defaults = defaults
+        self.report = report
         self.rules = rules
         self.snapshot = snapshot
     }
@@ -36,6 +39,7 @@ struct QCOW2Driver: Sendable {
         let label = name ?? "node '\(file.name)'"
         var edges = [Node.Edge(.file, file)]
         do {
+            try await Self.files(of: file).first?.lockAsImage()
             let header = try await ImageHeader.read(from: file.face)
             if let node = try await opening.child("data-file", of: &options, driver: "file") {
                 edges.append(Node.Edge(.dataFile, node))
@@ -44,8 +48,9 @@ struct QCOW2Driver: Sendable {
                 edges.append(Node.Edge(.dataFile, try opening.graph.add(driver: "file", opened.file)))
             }
             if let node = try await backing(of: header, name, file, &options, opening, storage) { edges.append(Node.Edge(.backing, node)) }
-            let image = try await QCOW2Image.open(
-                header, on: edges, QCOW2Image.Options(storage, isReadOnly: storage.isReadOnly, snapshot: snapshot))
+            var imageOptions = QCOW2Image.Options(storage, isReadOnly: storage.isReadOnly, snapshot: snapshot)
+            imageOptions.report = { [report] in report("\(name.map { "'\($0)'" } ?? label): \($0)") }
+            let image = try await QCOW2Image.open(header, on: edges, imageOptions)
             guard storage.detectZeroes != .off, !storage.isReadOnly else { return Drivers.Opened(image, edges: edges) }
             return Drivers.Opened(DetectZeroes(image, mayUnmap: storage.detectZeroes == .unmap), edges: edges)
         } catch let error as BlockError {
@@ -68,7 +73,7 @@ struct QCOW2Driver: Sendable {
         case nil:
             guard let below = header.backingFileName, !below.isEmpty else { return nil }
             let path = try named(name, file, options.place + "backing")
-            return try await ImageChain.open(below: header, at: path, rules, storage)?.add(to: opening.graph)
+            return try await ImageChain.open(below: header, at: path, rules, storage)?.add(to: opening.graph, report: report)
         }
     }
 
@@ -78,6 +83,11 @@ struct QCOW2Driver: Sendable {
             throw GraphError(.invalid, "the image in node '\(file.name)' names a file, and the node is none beside which it could lie: \(key)= is needed")
         }
         return path
+    }
+
+    /// The file that a node is, or stands on.
+    private static func files(of node: Node) -> [RawFile] {
+        ((node.device as? DetectZeroes)?.device as? RawFile ?? node.device as? RawFile).map { [$0] } ?? node.edges.flatMap { files(of: $0.node) }
     }
 
     private static func path(of device: any BlockDevice) -> String? {

@@ -39,7 +39,7 @@ struct ServeRunner {
         let encryption = try plan.tls.map { tls throws(ToolError) in try Encryption(tls, logger: logger) }
         let privileges = try Privileges(user: plan.access.user, group: plan.access.group)
         let graph = Graph()
-        for device in plan.blockDevices { try await device.open(in: graph) }
+        for device in plan.blockDevices { try await device.open(in: graph, logger: logger) }
         var exports: [OpenedExport] = []
         for export in plan.exports {
             exports.append(try await ImageOpener.open(export, in: graph, expectsProbing: style == .qemuNBD, logger: logger))

@@ -9,13 +9,17 @@ enum ToolDrivers {
     ///   - defaults: how files are opened when their options do not say.
     ///   - rules: for the files that images name.
     ///   - snapshot: which internal snapshot the node on top shows.
-    static func all(_ defaults: RawOptions, _ rules: ImageRules, snapshot: SnapshotSelector? = nil) -> Drivers {
+    ///   - report: is told what goes wrong later and cannot be answered to anybody.
+    static func all(
+        _ defaults: RawOptions, _ rules: ImageRules, snapshot: SnapshotSelector? = nil, report: @escaping @Sendable (String) -> Void = { _ in }
+    ) -> Drivers {
         var drivers = Drivers()
         for name in ["file", "host_device"] {
             drivers.register(name) { options, opening throws(GraphError) in try await file(&options, opening, name, defaults) }
         }
         drivers.register("qcow2") { options, opening throws(GraphError) in
-            try await QCOW2Driver(defaults, rules, snapshot: options.place.isEmpty ? snapshot : nil).open(&options, opening)
+            let snapshot = options.place.isEmpty ? snapshot : nil
+            return try await QCOW2Driver(defaults, rules, snapshot: snapshot, report: report).open(&options, opening)
         }
         drivers.register("raw") { options, opening throws(GraphError) in try await raw(&options, opening) }
         drivers.register("memory") { options, opening throws(GraphError) in

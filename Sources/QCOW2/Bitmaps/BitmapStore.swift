@@ -13,6 +13,7 @@ final class BitmapStore: Sendable {
     /// In the order of the directory.
     let bitmaps: [DirtyBitmap]
     private let metadata: Metadata
+    private let report: (@Sendable (String) -> Void)?
     /// As they are in the image, each beside its bitmap; those without one are not ours to read or change.
     private let stored: Mutex<[Stored]>
     /// How many requests change the disk at the moment, and `settled` while what the image holds is right.
@@ -35,8 +36,9 @@ final class BitmapStore: Sendable {
         }
     }
 
-    private init(_ metadata: Metadata, _ stored: [Stored]) {
+    private init(_ metadata: Metadata, _ stored: [Stored], _ report: (@Sendable (String) -> Void)?) {
         self.metadata = metadata
+        self.report = report
         self.stored = Mutex(stored)
         bitmaps = stored.compactMap(\.bitmap)
     }
@@ -47,7 +49,9 @@ final class BitmapStore: Sendable {
     /// Reads the bitmaps.
     ///
     /// - Returns: nil when there are none, or when somebody has written to the image who knew nothing of bitmaps.
-    static func open(_ metadata: Metadata, _ header: ImageHeader, virtualByteCount: UInt64) async throws(BlockError) -> BitmapStore? {
+    static func open(_ metadata: Metadata, _ header: ImageHeader, virtualByteCount: UInt64, report: (@Sendable (String) -> Void)?) async throws(BlockError)
+        -> BitmapStore?
+    {
         guard let place = header.bitmaps, header.autoclearFeatures.contains(.bitmaps) else { return nil }
         guard metadata.isInFile(place.directoryOffset, place.directoryByteCount) else {
             throw BlockError(.inputOutput, "the image is damaged: its bitmap directory goes beyond the end of the file")
@@ -63,10 +67,21 @@ final class BitmapStore: Sendable {
         var stored: [Stored] = []
         for entry in entries { stored.append(try await read(entry, metadata, virtualByteCount, &budget)) }
         let all = stored
-        metadata.state.withLock { state in
-            for one in all { for clusters in one.clusters { state.reserved.insert(clusters) } }
+        let overlap = metadata.state.withLock { state -> BitmapDirectoryEntry? in
+            for one in all {
+                for clusters in one.clusters {
+                    if state.reserved.overlaps(clusters) { return one.entry }
+                    state.reserved.insert(clusters)
+                }
+            }
+            return nil
         }
-        return BitmapStore(metadata, stored)
+        // They are freed when the bitmap is stored anew: what else lies there would be lost.
+        if let overlap, !metadata.isReadOnly {
+            throw BlockError(
+                .inputOutput, "the image is damaged: bitmap '\(String(decoding: overlap.name, as: UTF8.self))' overlaps tables of the image or other bitmaps")
+        }
+        return BitmapStore(metadata, stored, report)
     }
 
     private static func read(
@@ -148,6 +163,7 @@ final class BitmapStore: Sendable {
                 for _ in 0..<2 { try await metadata.commit() }
             } catch {
                 writers.subtract(Self.settled, ordering: .sequentiallyConsistent)
+                report?("bitmaps could not be stored, and will be inconsistent if that stays so: \(error.detail)")
             }
         }
     }

@@ -92,7 +92,7 @@ extension QCOW2Image {
             l1TableOffset: tables.l1TableOffset, refcounts: tables.refcounts, reserved: tables.reserved, limits: options.limits)
         // Bitmaps tell of the current state, not of a snapshot.
         let bitmaps =
-            options.snapshot == nil ? try await BitmapStore.open(metadata, header, virtualByteCount: tables.virtualByteCount) : nil
+            options.snapshot == nil ? try await BitmapStore.open(metadata, header, virtualByteCount: tables.virtualByteCount, report: options.report) : nil
         if !options.isReadOnly { try await metadata.clearAutoclearFeatures(keeping: bitmaps == nil ? .rawExternalData : .known) }
         let image = QCOW2Image(
             tables, metadata: metadata, backing: backing, data: dataFile ?? file, bitmapStore: bitmaps, options: options)

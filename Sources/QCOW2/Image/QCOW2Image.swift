@@ -47,6 +47,8 @@ public final class QCOW2Image: BlockDevice {
         /// Every write is durable when it returns, as with `WriteOptions.durable`.
         public var writesThrough = false
         public var limits: MetadataLimits
+        /// Is told what goes wrong where nobody can be answered: when bitmaps are stored, and at the end. For the operator.
+        public var report: (@Sendable (String) -> Void)?
 
         public init(
             isReadOnly: Bool = false, honorsDiscard: Bool = true, snapshot: SnapshotSelector? = nil,
@@ -92,13 +94,17 @@ public final class QCOW2Image: BlockDevice {
     public func close() async {
         guard !isClosed.exchange(true, ordering: .sequentiallyConsistent) else { return }
         if !options.isReadOnly, !metadata.hasFailed {
-            // Bitmaps that find no room stay marked as in use: nobody will trust them.
-            try? await bitmapStore?.finish()
+            do throws(BlockError) {
+                try await bitmapStore?.finish()
+            } catch {
+                options.report?("bitmaps could not be stored, and are marked as inconsistent: \(error.detail)")
+            }
             do throws(BlockError) {
                 try await metadata.finish()
             } catch {
                 // The image is what a power cut would have left: in order, and marked where it says so.
                 metadata.fail(error)
+                options.report?("what was not flushed may be lost: \(error.detail)")
             }
         }
         await metadata.file.close()

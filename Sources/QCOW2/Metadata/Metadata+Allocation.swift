@@ -67,6 +67,8 @@ extension Metadata {
             try await file.resize(to: wanted)
         } catch where error.kind == .noSpace {
             try await file.resize(to: end)
+        } catch where error.kind == .unsupported {
+            throw BlockError(.noSpace, "the image has no room left: \(error.detail)")
         }
     }
 

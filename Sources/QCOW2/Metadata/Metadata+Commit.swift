@@ -2,7 +2,7 @@ internal import Block
 internal import Synchronization
 
 /// What one commit writes, in its order. Copied while nobody changes tables.
-private struct Commit {
+struct Commit: Sendable {
     var number: UInt64 = 0
     var refcounts = Refcounts.Changes()
     /// Tables that no table in the image names yet.
@@ -26,7 +26,8 @@ extension Metadata {
     /// Makes everything durable that has been written before this call: data, and the tables that lead to it. Calls that come together
     /// share the work.
     ///
-    /// - Throws: what the files say; then the image is not written any more.
+    /// - Throws: what the files say. Then the image is not written any more; but where only room was missing, which the holes of a sparse file
+    ///   may take at any time, the same is written again first of all when the next commit comes.
     func commit() async throws(BlockError) {
         let before = state.withLock { $0.commitsBegun }
         await commitLock.acquire()
@@ -39,17 +40,24 @@ extension Metadata {
     /// With `commitLock` held.
     private func commitAlone() async throws(BlockError) {
         try checkHealthy()
+        if let unfinished = state.withLock({ $0.unfinishedCommit }) { try await carryOut(unfinished) }
         await lock.acquire()
         let commit = gather()
         lock.release()
+        try await carryOut(commit)
+    }
+
+    private func carryOut(_ commit: Commit) async throws(BlockError) {
         do throws(BlockError) {
             try await write(commit)
         } catch {
-            fail(error)
+            // A flush that failed has lost what it was about; a write that found no room has not, and its pieces can be written again.
+            if error.kind == .noSpace, !hasFailed { state.withLock { $0.unfinishedCommit = commit } } else { fail(error) }
             throw error
         }
         for table in commit.tables { table.finishWriting() }
         state.withLock { state in
+            state.unfinishedCommit = nil
             state.refcounts.finish(commit.refcounts)
             state.lastCommitDone = commit.number
         }
@@ -85,16 +93,25 @@ extension Metadata {
         if !commit.refcounts.isEmpty || !commit.entries.isEmpty { try await markDirty() }
         if !commit.refcounts.newBlocks.isEmpty {
             try await write(commit.refcounts.newBlocks)
-            try await file.flush()
+            try await flush(file)
         }
         try await write(commit.refcounts.tableEntries)
         try await write(commit.refcounts.blocks)
         try await write(commit.newTables)
-        try await dataFile?.flush()
-        try await file.flush()
+        if let dataFile { try await flush(dataFile) }
+        try await flush(file)
         guard !commit.entries.isEmpty else { return }
         try await write(commit.entries)
-        try await file.flush()
+        try await flush(file)
+    }
+
+    private func flush(_ file: any ResizableDevice) async throws(BlockError) {
+        do throws(BlockError) {
+            try await file.flush()
+        } catch {
+            fail(error)
+            throw error
+        }
     }
 
     private func write(_ pieces: [Refcounts.Piece]) async throws(BlockError) {

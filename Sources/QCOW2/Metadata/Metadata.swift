@@ -45,6 +45,8 @@ final class Metadata: Sendable {
         /// Number of commits that have begun, and of the last that was begun and came to its end.
         var commitsBegun: UInt64 = 0
         var lastCommitDone: UInt64 = 0
+        /// Found no room when it was written last. Nothing is gathered before it is through.
+        var unfinishedCommit: Commit?
         var failure: BlockError?
     }
 

@@ -17,6 +17,7 @@ final class RecordingDevice: ResizableDevice {
         var steps: [Step] = []
         /// Fail the write or flush with this number from now on.
         var failsAfter: Int?
+        var failure = BlockError.Kind.inputOutput
     }
 
     let info: DeviceInfo
@@ -33,7 +34,8 @@ final class RecordingDevice: ResizableDevice {
     var steps: [Step] { state.withLock { $0.steps } }
     var bytes: [UInt8] { state.withLock { $0.bytes } }
     func mark(_ number: Int) { state.withLock { $0.steps.append(.mark(number)) } }
-    func fail(after count: Int?) { state.withLock { $0.failsAfter = count } }
+    /// - Parameter kind: `.noSpace` is for writes only: a flush needs no room.
+    func fail(after count: Int?, as kind: BlockError.Kind = .inputOutput) { state.withLock { ($0.failsAfter, $0.failure) = (count, kind) } }
 
     var currentByteCount: UInt64 { state.withLock { UInt64($0.bytes.count) } }
 
@@ -72,16 +74,16 @@ final class RecordingDevice: ResizableDevice {
     func flush() async throws(BlockError) { try record(.flush) }
 
     private func record(_ step: Step) throws(BlockError) {
-        let fails = state.withLock { state -> Bool in
+        let failure = state.withLock { state -> BlockError.Kind? in
             if let left = state.failsAfter {
-                if left == 0 { return true }
-                state.failsAfter = left - 1
+                if case .flush = step, state.failure == .noSpace {} else if left == 0 { return state.failure }
+                state.failsAfter = max(left - 1, 0)
             }
             Self.apply(step, to: &state.bytes)
             state.steps.append(step)
-            return false
+            return nil
         }
-        if fails { throw BlockError(.inputOutput, "the test wants this to fail") }
+        if let failure { throw BlockError(failure, "the test wants this to fail") }
     }
 
     static func apply(_ step: Step, to bytes: inout [UInt8]) {
