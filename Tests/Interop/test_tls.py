@@ -302,6 +302,48 @@ def test_an_expired_certificate(serve_tls, pki):
     turned_away(serve_tls(), pki, pki.directory("expired", client=expired), "CERTIFICATE_VERIFY_FAILED")
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+@pytest.mark.parametrize("change", ["expired", "revoked"])
+def test_no_session_is_resumed(serve_tls, pki, version, change):
+    # S-TLS-07: a resumed session would be as good as the day it began, whatever has become of the certificate since
+    seconds = 4
+    end = time.time() + seconds
+    dates = tuple(f'{key} = "{time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))}"'
+                  for key, moment in (("activation_date", end - 3600), ("expiration_date", end)))
+    client = pki.sign_client("short", **({"dates": dates} if change == "expired" else {}))
+    mine = pki.directory(f"short-{change}-{version}", client=client)
+    certificate = pki.sign_server()
+    credentials = pki.directory(f"no-resumption-{change}-{version}", server=certificate)
+    server = serve_tls(directory=credentials)
+    context = client_context(mine)
+    context.minimum_version = context.maximum_version = version
+    with upgrade(server.uri, context) as link:
+        link.choose()
+        assert link.read(0, 512) == (0, bytes(512))
+        session = link.link.session
+    # As long as the certificate is good, the client comes in, by a whole handshake.
+    with start_tls(server.uri) as link:
+        link.link = context.wrap_socket(link.link, server_hostname="localhost", session=session)
+        assert not link.link.session_reused
+        link.choose()
+        assert link.read(0, 512) == (0, bytes(512))
+        session = link.link.session
+    if change == "expired":
+        time.sleep(max(0, end - time.time()) + 1.5)
+    else:
+        pki.directory(credentials.name, server=certificate, crl=pki.revoke(client[0]))
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: "TLS credentials read again" in server.err, "a word of success")
+    try:
+        with start_tls(server.uri) as link:
+            link.link = context.wrap_socket(link.link, server_hostname="localhost", session=session)
+            assert refused(link)
+    except (ssl.SSLError, ConnectionError):
+        pass
+    reason = {"expired": "CERTIFICATE_VERIFY_FAILED", "revoked": "revoked"}[change]
+    server.wait_for(lambda: "TLS: " in server.err and reason in server.err, f"{reason} in the log")
+
+
 def test_a_certificate_that_is_not_valid_yet(serve_tls, pki):
     early = pki.sign_client(dates=('activation_date = "2090-01-01 00:00:00 UTC"', 'expiration_date = "2091-01-01 00:00:00 UTC"'))
     turned_away(serve_tls(), pki, pki.directory("early", client=early), "CERTIFICATE_VERIFY_FAILED")
