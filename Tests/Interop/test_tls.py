@@ -1,5 +1,6 @@
 """TLS: other people's clients on our server, our client on other people's servers, and everybody who must be turned away."""
 
+import json
 import os
 import re
 import signal
@@ -94,6 +95,15 @@ def test_psk_with_gnutls_alone(serve_tls, pki):
     server = serve_tls(PSK)
     uri = client_uri(pki, server.uri, PSK)
     assert "with TLS" in out(need("nbdinfo"), uri)
+    insisting = [
+        "--object", f"tls-creds-psk,id=tls0,dir={pki.psk},endpoint=client,username=alice,priority=NORMAL:-VERS-ALL:+VERS-TLS1.3",
+        "--image-opts", f"driver=nbd,server.type=unix,server.path={server.sockets[0]},tls-creds=tls0"]
+    done = subprocess.run([need("qemu-img"), "info", *insisting], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "TLS handshake failed" in done.stderr, done.stderr
+    server.wait_for(lambda: "TLS: the handshake failed" in server.err, "a word in the log")
+    # The same words without that: it is the version that is refused.
+    willing = [word.replace(":-VERS-ALL:+VERS-TLS1.3", "") for word in insisting]
+    assert "virtual size: 64 MiB" in out(need("qemu-img"), "info", *willing)
     server.stop(stderr=None)
 
 
@@ -430,6 +440,25 @@ def test_the_user_of_a_key_is_a_name(serve_tls, pki):
     assert subprocess.run([need("nbdinfo"), "--size", uri], capture_output=True, timeout=60).returncode != 0
 
 
+def test_names_are_asked_of_clients_with_tls_only(serve, pki, disk, directory):
+    # S-TLS-08, P-TLS-08: where TLS is optional, what is public stays public
+    other = directory / "other"
+    other.write_bytes(bytes(1 << 20))
+    server = serve(
+        extra=["--export", f"name=open,file={disk}", "--export", f"name=secret,file={other},tls=required", "--default-export", "open",
+               *server_options(pki, X509, "--tls", "optional", "--object", "authz-simple,id=who,identity=O=Example,,CN=other",
+                               "--tls-authz", "who")], stderr=None)
+    assert out(need("nbdinfo"), "--size", server.uris[0]).strip() == "67108864"
+    with wire.Wire(server.uris[0]) as link:
+        link.greet()
+        assert link.ask(wire.INFO, link.info_data("secret"))[-1][0] == wire.TLS_REQD
+    done = subprocess.run([need("nbdinfo"), "--size", client_uri(pki, server.uris[1], X509)], capture_output=True, timeout=60)
+    assert done.returncode != 0
+    server.wait_for(lambda: "not let in" in server.err and f"tls-dn={DN} uid={os.getuid()}" in server.err, "who that was in the log")
+    good = pki.directory("the-other", client=pki.sign_client("other"))
+    assert out(need("nbdinfo"), "--size", client_uri(pki, server.uris[1], X509, good)).strip() == "1048576"
+
+
 # Our client
 
 
@@ -498,6 +527,32 @@ def test_certificates_are_read_again(serve_tls, pki):
     # Who was there before stays.
     assert old.read(0, 512) == (0, bytes(512))
     old.link.close()
+
+
+def test_keys_come_and_go(serve_tls, pki):
+    # S-TLS-08: SIGHUP; a user who is taken out of the file does not come in any more, one who is added does
+    mine = psk_directory(pki.root / "changing-psk", "alice")
+    server = serve_tls(PSK, "--allow", "tls-user=alice,may=all", "--allow", "tls-user=bob,may=list+read", directory=mine)
+    psk_directory(mine, "bob")
+    both = pki.root / "both.psk"
+    both.write_text((mine / "keys.psk").read_text())
+
+    def answer(user):
+        uri = server.uri.replace("://", f"://{user}@", 1) + f"&tls-psk-file={both}"
+        done = subprocess.run([need("nbdinfo"), "--json", uri], capture_output=True, text=True, timeout=60)
+        return json.loads(done.stdout)["exports"][0]["is_read_only"] if done.returncode == 0 else None
+
+    def reload(count):
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: server.err.count("TLS credentials read again") == count, "a word of success")
+
+    assert (answer("alice"), answer("bob")) == (False, None)
+    reload(1)
+    assert (answer("alice"), answer("bob")) == (False, True)
+    (mine / "keys.psk").write_text("".join(line for line in both.read_text().splitlines(True) if line.startswith("bob:")))
+    reload(2)
+    assert (answer("alice"), answer("bob")) == (None, True)
+    server.stop(stderr=None)
 
 
 @pytest.mark.parametrize("words, reason", [
