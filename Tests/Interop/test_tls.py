@@ -562,6 +562,9 @@ def test_keys_come_and_go(serve_tls, pki):
     (["--tls-authz", "x"], "not permitted without --tls-creds"),
     (["--tls", "optional"], "--tls needs --tls-creds"),
     (["--tls-hostname", "x"], "for clients"),
+    (["--allow", "may=all", "--deny", "tls-dn=CN=x"], "--deny 'tls-dn=CN=x': 'tls-dn' fits nobody"),
+    (["--object", "tls-creds-x509,id=t,dir=/x,endpoint=server,verify-peer=off", "--tls-creds", "t", "--allow", "may=all", "--deny", "tls-dn=CN=x"],
+     "with verify-peer=off, no client shows a certificate"),
 ])
 def test_command_lines_that_make_no_sense(disk, words, reason):
     # S-TLS-14, S-TLS-09
