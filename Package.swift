@@ -22,6 +22,7 @@ let staticRuntime: [LinkerSetting] = [.unsafeFlags(["-static-stdlib", "-use-ld=l
 
 let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
 let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
+let nioEmbedded: Target.Dependency = .product(name: "NIOEmbedded", package: "swift-nio")
 let nioSSL: Target.Dependency = .product(name: "NIOSSL", package: "swift-nio-ssl")
 let nioTLS: Target.Dependency = .product(name: "NIOTLS", package: "swift-nio")
 let log: Target.Dependency = .product(name: "Logging", package: "swift-log")
@@ -100,7 +101,7 @@ let package = Package(
         tests("BlockDriversTests", ["BlockDrivers", "Block", "HostIO", "BlockDeviceConformance"]),
         tests("BlockGraphTests", ["BlockGraph", "BlockDrivers", "Block", "BlockDeviceConformance"]),
         tests("NBDProtocolTests", ["NBDProtocol"]),
-        tests("NBDTLSTests", ["NBDTLS"]),
+        tests("NBDTLSTests", ["NBDTLS", nioCore, nioEmbedded, nioSSL]),
         tests("NBDEngineTests", ["NBDEngine", "NBDProtocol", "Block", "HostIO", nioCore]),
         tests("NBDClientTests", ["NBDClient", "NBDProtocol", "TestPeers", nioCore, nioPosix]),
         tests("NBDServerTests", ["NBDServer", "NBDClient", "NBDEngine", "NBDProtocol", "NBDTLS", "Block", nioCore, nioPosix, log, lifecycle]),

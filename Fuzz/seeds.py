@@ -143,6 +143,9 @@ pid-file = "/run/nbd.pid"
 poll = 50
 user = "nbd"
 sandbox = "on"
+[tls]
+directory = "/x"
+mode = "optional"
 [limits]
 connections = 100
 connections-per-peer = 75

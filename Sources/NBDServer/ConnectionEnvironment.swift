@@ -45,7 +45,14 @@ struct ConnectionEnvironment: Sendable {
 
     func greets(_ peer: PeerIdentity) -> Bool { configuration.authorizer?.greets(peer) ?? true }
 
-    func admits(_ peer: PeerIdentity) -> Bool { configuration.authorizer?.admits(peer) ?? true }
+    func admits(_ peer: PeerIdentity) -> Bool {
+        guard let authorizer = configuration.authorizer else { return true }
+        guard authorizer.admits(peer) else { return false }
+        // Once TLS is up, nothing more will be known of a client: who may do nothing with any export has no business here.
+        guard peer.tls != .none else { return true }
+        let exports = registry.all
+        return exports.isEmpty || exports.contains { !authorizer.permissions(of: peer, for: $0.description.name).isEmpty }
+    }
 
     func tracer(for identity: ConnectionIdentity) -> Tracer? {
         guard let tracer = configuration.tracer else { return nil }

@@ -218,10 +218,10 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
             chosenExport = export
             return handshake?.answer(export.description, output: &output) ?? .close(nil)
         case .forbidden:
-            environment.journal.refusedExport(identity, name, isHidden: true)
+            environment.journal.refusedExport(identity, peer, name, isHidden: true)
             return handshake?.answerForbidden(output: &output) ?? .close(nil)
         case .unknown(let isHidden):
-            environment.journal.refusedExport(identity, name, isHidden: isHidden)
+            environment.journal.refusedExport(identity, peer, name, isHidden: isHidden)
             return handshake?.answer(nil, output: &output) ?? .close(nil)
         }
     }
@@ -342,7 +342,7 @@ final class ConnectionHandler: ChannelInboundHandler, ConnectionFace {
         handshake = nil
         departure = nil
         inbox = ByteBuffer()
-        if let violation { environment.journal.violated(identity, violation) }
+        if let violation { environment.journal.violated(identity, violation, by: peer) }
         // A peer that does not read must not keep its connection.
         guard violation?.isAboutTime != true else { return cut() }
         guard unsentByteCount > 0, let context else { return closeChannel() }

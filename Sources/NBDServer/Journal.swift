@@ -28,26 +28,25 @@ struct Journal: Sendable {
     }
 
     func encrypted(_ identity: ConnectionIdentity, _ peer: PeerIdentity) {
-        var metadata = metadata(identity)
-        if let name = peer.tlsName { metadata["name"] = "\(name.sanitized(limit: 400))" }
-        logger.debug("client encrypts", metadata: metadata)
+        logger.debug("client encrypts", metadata: metadata(identity, peer))
     }
 
     func disconnected(_ identity: ConnectionIdentity) {
         logger.debug("client disconnected", metadata: metadata(identity))
     }
 
-    func violated(_ identity: ConnectionIdentity, _ violation: ProtocolViolation) {
+    /// - Parameter peer: who it was that the rules refused; of no interest for what anybody may do wrong.
+    func violated(_ identity: ConnectionIdentity, _ violation: ProtocolViolation, by peer: PeerIdentity? = nil) {
         count { $0.count(violation) }
         // A client that hangs up in the greeting is a port probe (S-NEW-14).
-        report("connection closed: \(violation)", metadata(identity))
+        report("connection closed: \(violation)", metadata(identity, violation == .notAdmitted ? peer : nil))
     }
 
     /// - Parameter name: as the client wrote it.
-    func refusedExport(_ identity: ConnectionIdentity, _ name: String, isHidden: Bool) {
+    func refusedExport(_ identity: ConnectionIdentity, _ peer: PeerIdentity, _ name: String, isHidden: Bool) {
         count { $0.refusedExports += 1 }
         // Who asks for what is not there has made a mistake; who asks for what is not theirs is worth a line.
-        if isHidden { report("export '\(name.sanitized())' refused by the server's rules", metadata(identity)) }
+        if isHidden { report("export '\(name.sanitized())' refused by the server's rules", metadata(identity, peer)) }
     }
 
     func full(_ limit: Int) {
@@ -81,8 +80,20 @@ struct Journal: Sendable {
         }
     }
 
-    private func metadata(_ identity: ConnectionIdentity) -> Logger.Metadata {
-        ["connection": "\(identity.id)", "peer": "\(identity.peer)"]
+    /// - Parameter peer: adds what rules know of it, under the names of their keys.
+    private func metadata(_ identity: ConnectionIdentity, _ peer: PeerIdentity? = nil) -> Logger.Metadata {
+        var metadata: Logger.Metadata = ["connection": "\(identity.id)", "peer": "\(identity.peer)"]
+        if let unix = peer?.unix {
+            metadata["uid"] = "\(unix.uid)"
+            metadata["gid"] = "\(unix.gid)"
+            metadata["pid"] = "\(unix.pid)"
+        }
+        switch peer?.tls {
+        case .certificate(let name): metadata["tls-dn"] = "\(name.sanitized(limit: 400))"
+        case .psk(let user): metadata["tls-user"] = "\(user.sanitized(limit: 400))"
+        case .anonymous, .some(.none), nil: break
+        }
+        return metadata
     }
 
     private final class Tally: Sendable {

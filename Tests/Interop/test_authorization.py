@@ -72,6 +72,32 @@ class TestRules:
         with tls_wire(server.uri, other) as link, pytest.raises((wire.Closed, ssl.SSLError, ConnectionError)):
             link.ask(wire.LIST)
 
+    def test_that_leave_nothing_end_with_the_handshake_of_tls(self, serve_tls, pki, disks):
+        # S-TLS-07: not at the end of the time for handshakes
+        server = serve_tls(X509, *disks, "--allow", "may=all", "--deny", "tls-dn=*,,CN=client", images=[], handshake_limit=60,
+                           stderr="not let in by the server's rules")
+        with tls_wire(server.uri, pki.client, timeout=10) as link, pytest.raises((wire.Closed, ssl.SSLError, ConnectionError)):
+            link.receive(1)
+        server.wait_for(lambda: "tls-dn=O=Example,CN=client" in server.err, "who that was in the log")
+        other = pki.directory("not-denied", client=pki.sign_client("another"))
+        with tls_wire(server.uri, other) as link:
+            assert link.choose(name="disk").read(0, 4) == (0, bytes(4))
+
+    @pytest.mark.parametrize("key, own", [("gid", os.getegid), ("pid", os.getpid)])
+    def test_by_group_and_process(self, serve, disks, key, own):
+        # Ours is let in; a program that we start has another pid, and no rule is about another group.
+        server = serve(extra=[*disks, "--allow", f"{key}={own()},export=disk,may=read"], stderr=None)
+        with Wire(with_export(server, "disk")) as link:
+            link.go()
+            assert link.read(0, 4) == (0, bytes(4))
+        assert subprocess.run([need("nbdinfo"), with_export(server, "disk")], capture_output=True).returncode == (0 if key == "gid" else 1)
+        server.stop(stderr=None)
+        server = serve(extra=[*disks, "--allow", f"{key}={own() + 1},export=disk,may=read"], stderr="not let in by the server's rules")
+        link, _ = wire.dial(server.uri)
+        with link:
+            assert link.recv(1) == b""
+        server.wait_for(lambda: f"{key}={own()} " in server.err and f"uid={os.getuid()}" in server.err, "who that was in the log")
+
     def test_by_a_user_that_is_another(self, serve, disks, directory):
         if os.getuid() != 0:
             pytest.skip("needs root to become another user")

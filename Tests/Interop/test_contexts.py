@@ -127,6 +127,21 @@ def test_more_than_4_gib_at_once(serve):
         assert extents(link.chunks[0]) == [(1 << 45, 0), (MIB, 1), ((1 << 45) - MIB, 0)]
 
 
+def test_the_longest_status_and_one_byte_more(serve):
+    # S-CVE-23: 2^32 - 1 bytes is what a compact header can ask for
+    longest = (1 << 32) - 1
+    with Wire(serve("memory:4G").uri) as link:
+        link.go(structured=True, contexts=["base:allocation"])
+        for offset in (0, 1):
+            link.request(wire.STATUS, offset, longest)
+            error, _, ((_, payload),) = link.answer()
+            lengths = struct.unpack(f">{(len(payload) - 4) // 4}I", payload[4:])[::2]
+            assert error == 0 and sum(lengths) == longest and 0 not in lengths
+        assert link.call(wire.STATUS, 2, longest) == wire.EINVAL
+        assert link.call(wire.STATUS, longest, 1) == 0
+        assert link.call(wire.STATUS, longest, 2) == wire.EINVAL
+
+
 @pytest.mark.parametrize("keys", ["offset=1M,size=4M", "offset=1M"])
 def test_a_window_is_tracked_by_its_own_offsets(serve, disk, connect, keys):
     server = serve(extra=["--export", f"name=w,file={disk},{keys},track=t"])

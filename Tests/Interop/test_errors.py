@@ -129,7 +129,7 @@ class TestTooLong:
         assert client.call(wire.READ, 0, length) in (EINVAL, EOVERFLOW)
 
     def test_write_is_the_end(self, serve, disk):
-        # S-REQ-08, S-BUG-10, P-REQ-06: the payload is too long to read away, so a reply at most, then the end.
+        # S-REQ-08, S-BUG-10, P-REQ-06, S-CVE-10: the payload is too long to read away, so a reply at most, then the end.
         # The payload spells valid requests: none of them may be executed.
         server = serve(disk, stderr=CUT_OFF)
         with Wire(server.uri) as link:

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import signal
+import ssl
 import time
 
 import pytest
 
 import parked
 import wire
-from encrypted import X509
+from encrypted import X509, tls_wire
 from images import KIB, MIB
 from server import CUT_OFF
 from wire import Wire
@@ -87,15 +88,23 @@ class TestHalfHandshakes:
 
 
 class TestSlowLoris:
-    def test_of_a_payload_is_given_up(self, serve, disk):
+    @pytest.fixture(params=["clear", "TLS"])
+    def limited(self, request, serve, serve_tls, pki, disk):
+        """A server with short limits, and what opens its export."""
+        words = ["--progress-limit", "2", "--stall-limit", "1"]
+        if request.param == "clear":
+            server = serve(disk, extra=words, stderr="hardly moved for too long")
+            return server, lambda: Wire(server.uri).go()
+        server = serve_tls(X509, *words, stderr="hardly moved for too long")
+        return server, lambda: tls_wire(server.uri, pki.client).choose()
+
+    def test_of_a_payload_is_given_up(self, limited):
         # one byte now and then buys no time
-        server = serve(disk, extra=["--progress-limit", "2", "--stall-limit", "1"], stderr="hardly moved for too long")
-        with Wire(server.uri) as link, Wire(server.uri) as idle:
-            idle.go()
-            link.go()
+        server, connect = limited
+        with connect() as link, connect() as idle:
             link.send(Wire.header(wire.WRITE, 0, MIB))
             begun = time.monotonic()
-            with pytest.raises((wire.Closed, BrokenPipeError, ConnectionResetError)):
+            with pytest.raises((wire.Closed, ssl.SSLError, BrokenPipeError, ConnectionResetError)):
                 while time.monotonic() - begun < 15:
                     link.send(b"x")
                     time.sleep(0.1)
@@ -103,11 +112,10 @@ class TestSlowLoris:
             # An idle client between requests stays.
             assert idle.read(0, 4) == (0, bytes(4))
 
-    def test_of_reading_is_given_up(self, serve, disk):
-        server = serve(disk, extra=["--progress-limit", "2", "--stall-limit", "1"], stderr="hardly moved for too long")
+    def test_of_reading_is_given_up(self, limited):
+        server, connect = limited
         before = server.descriptors()
-        with Wire(server.uri) as link:
-            link.go()
+        with connect() as link:
             for cookie in range(16):
                 link.request(wire.READ, 0, 4 * MIB, cookie=cookie)
             begun = time.monotonic()

@@ -1,5 +1,6 @@
 """TLS: other people's clients on our server, our client on other people's servers, and everybody who must be turned away."""
 
+import json
 import os
 import re
 import signal
@@ -94,6 +95,15 @@ def test_psk_with_gnutls_alone(serve_tls, pki):
     server = serve_tls(PSK)
     uri = client_uri(pki, server.uri, PSK)
     assert "with TLS" in out(need("nbdinfo"), uri)
+    insisting = [
+        "--object", f"tls-creds-psk,id=tls0,dir={pki.psk},endpoint=client,username=alice,priority=NORMAL:-VERS-ALL:+VERS-TLS1.3",
+        "--image-opts", f"driver=nbd,server.type=unix,server.path={server.sockets[0]},tls-creds=tls0"]
+    done = subprocess.run([need("qemu-img"), "info", *insisting], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "TLS handshake failed" in done.stderr, done.stderr
+    server.wait_for(lambda: "TLS: the handshake failed" in server.err, "a word in the log")
+    # The same words without that: it is the version that is refused.
+    willing = [word.replace(":-VERS-ALL:+VERS-TLS1.3", "") for word in insisting]
+    assert "virtual size: 64 MiB" in out(need("qemu-img"), "info", *willing)
     server.stop(stderr=None)
 
 
@@ -302,6 +312,48 @@ def test_an_expired_certificate(serve_tls, pki):
     turned_away(serve_tls(), pki, pki.directory("expired", client=expired), "CERTIFICATE_VERIFY_FAILED")
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+@pytest.mark.parametrize("change", ["expired", "revoked"])
+def test_no_session_is_resumed(serve_tls, pki, version, change):
+    # S-TLS-07: a resumed session would be as good as the day it began, whatever has become of the certificate since
+    seconds = 4
+    end = time.time() + seconds
+    dates = tuple(f'{key} = "{time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))}"'
+                  for key, moment in (("activation_date", end - 3600), ("expiration_date", end)))
+    client = pki.sign_client("short", **({"dates": dates} if change == "expired" else {}))
+    mine = pki.directory(f"short-{change}-{version}", client=client)
+    certificate = pki.sign_server()
+    credentials = pki.directory(f"no-resumption-{change}-{version}", server=certificate)
+    server = serve_tls(directory=credentials)
+    context = client_context(mine)
+    context.minimum_version = context.maximum_version = version
+    with upgrade(server.uri, context) as link:
+        link.choose()
+        assert link.read(0, 512) == (0, bytes(512))
+        session = link.link.session
+    # As long as the certificate is good, the client comes in, by a whole handshake.
+    with start_tls(server.uri) as link:
+        link.link = context.wrap_socket(link.link, server_hostname="localhost", session=session)
+        assert not link.link.session_reused
+        link.choose()
+        assert link.read(0, 512) == (0, bytes(512))
+        session = link.link.session
+    if change == "expired":
+        time.sleep(max(0, end - time.time()) + 1.5)
+    else:
+        pki.directory(credentials.name, server=certificate, crl=pki.revoke(client[0]))
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: "TLS credentials read again" in server.err, "a word of success")
+    try:
+        with start_tls(server.uri) as link:
+            link.link = context.wrap_socket(link.link, server_hostname="localhost", session=session)
+            assert refused(link)
+    except (ssl.SSLError, ConnectionError):
+        pass
+    reason = {"expired": "CERTIFICATE_VERIFY_FAILED", "revoked": "revoked"}[change]
+    server.wait_for(lambda: "TLS: " in server.err and reason in server.err, f"{reason} in the log")
+
+
 def test_a_certificate_that_is_not_valid_yet(serve_tls, pki):
     early = pki.sign_client(dates=('activation_date = "2090-01-01 00:00:00 UTC"', 'expiration_date = "2091-01-01 00:00:00 UTC"'))
     turned_away(serve_tls(), pki, pki.directory("early", client=early), "CERTIFICATE_VERIFY_FAILED")
@@ -388,6 +440,25 @@ def test_the_user_of_a_key_is_a_name(serve_tls, pki):
     assert subprocess.run([need("nbdinfo"), "--size", uri], capture_output=True, timeout=60).returncode != 0
 
 
+def test_names_are_asked_of_clients_with_tls_only(serve, pki, disk, directory):
+    # S-TLS-08, P-TLS-08: where TLS is optional, what is public stays public
+    other = directory / "other"
+    other.write_bytes(bytes(1 << 20))
+    server = serve(
+        extra=["--export", f"name=open,file={disk}", "--export", f"name=secret,file={other},tls=required", "--default-export", "open",
+               *server_options(pki, X509, "--tls", "optional", "--object", "authz-simple,id=who,identity=O=Example,,CN=other",
+                               "--tls-authz", "who")], stderr=None)
+    assert out(need("nbdinfo"), "--size", server.uris[0]).strip() == "67108864"
+    with wire.Wire(server.uris[0]) as link:
+        link.greet()
+        assert link.ask(wire.INFO, link.info_data("secret"))[-1][0] == wire.TLS_REQD
+    done = subprocess.run([need("nbdinfo"), "--size", client_uri(pki, server.uris[1], X509)], capture_output=True, timeout=60)
+    assert done.returncode != 0
+    server.wait_for(lambda: "not let in" in server.err and f"tls-dn={DN} uid={os.getuid()}" in server.err, "who that was in the log")
+    good = pki.directory("the-other", client=pki.sign_client("other"))
+    assert out(need("nbdinfo"), "--size", client_uri(pki, server.uris[1], X509, good)).strip() == "1048576"
+
+
 # Our client
 
 
@@ -458,6 +529,32 @@ def test_certificates_are_read_again(serve_tls, pki):
     old.link.close()
 
 
+def test_keys_come_and_go(serve_tls, pki):
+    # S-TLS-08: SIGHUP; a user who is taken out of the file does not come in any more, one who is added does
+    mine = psk_directory(pki.root / "changing-psk", "alice")
+    server = serve_tls(PSK, "--allow", "tls-user=alice,may=all", "--allow", "tls-user=bob,may=list+read", directory=mine)
+    psk_directory(mine, "bob")
+    both = pki.root / "both.psk"
+    both.write_text((mine / "keys.psk").read_text())
+
+    def answer(user):
+        uri = server.uri.replace("://", f"://{user}@", 1) + f"&tls-psk-file={both}"
+        done = subprocess.run([need("nbdinfo"), "--json", uri], capture_output=True, text=True, timeout=60)
+        return json.loads(done.stdout)["exports"][0]["is_read_only"] if done.returncode == 0 else None
+
+    def reload(count):
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: server.err.count("TLS credentials read again") == count, "a word of success")
+
+    assert (answer("alice"), answer("bob")) == (False, None)
+    reload(1)
+    assert (answer("alice"), answer("bob")) == (False, True)
+    (mine / "keys.psk").write_text("".join(line for line in both.read_text().splitlines(True) if line.startswith("bob:")))
+    reload(2)
+    assert (answer("alice"), answer("bob")) == (None, True)
+    server.stop(stderr=None)
+
+
 @pytest.mark.parametrize("words, reason", [
     (["--tls-creds", "tls0"], "there are no TLS credentials 'tls0'"),
     (["--object", "tls-creds-x509,id=tls0,dir=/nonexistent,endpoint=client", "--tls-creds", "tls0"], "endpoint=server"),
@@ -465,6 +562,9 @@ def test_certificates_are_read_again(serve_tls, pki):
     (["--tls-authz", "x"], "not permitted without --tls-creds"),
     (["--tls", "optional"], "--tls needs --tls-creds"),
     (["--tls-hostname", "x"], "for clients"),
+    (["--allow", "may=all", "--deny", "tls-dn=CN=x"], "--deny 'tls-dn=CN=x': 'tls-dn' fits nobody"),
+    (["--object", "tls-creds-x509,id=t,dir=/x,endpoint=server,verify-peer=off", "--tls-creds", "t", "--allow", "may=all", "--deny", "tls-dn=CN=x"],
+     "with verify-peer=off, no client shows a certificate"),
 ])
 def test_command_lines_that_make_no_sense(disk, words, reason):
     # S-TLS-14, S-TLS-09

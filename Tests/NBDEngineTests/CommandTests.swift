@@ -279,6 +279,20 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
         #expect(Self.extents(replies[0], mode).map(\.0) == [4096])
     }
 
+    // S-CVE-23
+    @Test(arguments: [ReplyMode.structured, .extended])
+    func `reports exactly as much as there is, and refuses one byte more`(mode: ReplyMode) async {
+        let harness = EngineHarness(mode)
+        harness.device.set { $0.extents = [(4096, .zero)] }
+        let replies = await harness.ask(.blockStatus, 0, 1 << 20)
+        #expect(Self.extents(replies[0], mode).map(\.0) == [4096, (1 << 20) - 4096])
+        let last = await harness.ask(.blockStatus, (1 << 20) - 1, 1)
+        #expect(Self.extents(last[0], mode).map(\.0) == [1])
+        for (start, count) in [(0, (1 << 20) + 1), (1, 1 << 20), ((1 << 20) - 1, 2)] as [(UInt64, UInt64)] {
+            #expect(await harness.ask(.blockStatus, start, count).map(\.errorCode) == [.invalid])
+        }
+    }
+
     // S-BST-01, S-BST-04, S-LIM-08, P-CMD-BST-5
     @Test func `stops at 131072 extents`() async {
         let harness = EngineHarness(.structured, device: ScriptedDevice(byteCount: 140_000 * 16))

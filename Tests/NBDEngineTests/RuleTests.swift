@@ -122,7 +122,7 @@ private let modes: [ReplyMode] = [.simple, .structured, .extended]
         #expect(harness.violation == .badRequestMagic(0x2560_9513))
     }
 
-    // S-REQ-08, S-REQ-20, S-BUG-10
+    // S-REQ-08, S-REQ-20, S-BUG-10, S-CVE-10
     @Test(arguments: [ReplyMode.simple, .structured])
     func `an oversize WRITE is answered, then nothing behind it is parsed`(mode: ReplyMode) {
         let harness = EngineHarness(mode)

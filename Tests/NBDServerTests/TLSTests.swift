@@ -26,6 +26,20 @@ private final class Doorkeeper: Authorizer {
     func permissions(of peer: PeerIdentity, for export: String) -> Permissions { .all }
 }
 
+/// Keeps what is logged from `notice` on.
+private final class LogLines: LogHandler {
+    let lines = Mutex<[String]>([])
+    var all: [String] { lines.withLock { $0 } }
+    var metadata: Logger.Metadata { get { [:] } set {} }
+    var logLevel: Logger.Level { get { .notice } set {} }
+    subscript(metadataKey key: String) -> Logger.Metadata.Value? { get { nil } set {} }
+
+    func log(event: LogEvent) {
+        let values = (event.metadata ?? [:]).sorted { $0.key < $1.key }.map { " \($0.key)=\($0.value)" }.joined()
+        lines.withLock { $0.append("\(event.message)\(values)") }
+    }
+}
+
 @Suite struct `A server with keys` {
     private static let keys = ["alice": [UInt8](repeating: 1, count: 32), "bob": [UInt8](repeating: 2, count: 32)]
 
@@ -100,6 +114,37 @@ private final class Doorkeeper: Authorizer {
             _ = try await NBDClient.connect(uri, options: options("alice"))
             await #expect(throws: NBDClientError.self) { try await NBDClient.connect(uri, options: options("bob")) }
         }
+    }
+
+    // S-TLS-07: what TLS proves is judged when its handshake is over
+    @Test func `does not keep whom the rules leave nothing`() async throws {
+        var denial = AccessRule([.list, .read])
+        denial.pskUser = Glob("bob")
+        let lines = LogLines()
+        var configuration = NBDServer.Configuration(listeners: [])
+        configuration.tls = .init(credentials: TLSCredentialStore(TLSServerCredentials(preSharedKeys: { Self.keys[$0] })), policy: .required)
+        configuration.authorizer = AccessRules(allowed: [AccessRule([.list, .read])], denied: [denial])
+        let path = "/tmp/nbd-test-\(UInt64.random(in: .min ... .max)).sock"
+        configuration.listeners = [Listener(.unix(path: path))]
+        let server = try NBDServer(
+            exports: [Export(name: "disk", device: MemoryDevice(byteCount: 1 << 20))], configuration: configuration,
+            logger: Logger(label: "test", factory: { _ in lines }))
+        try await server.whileServing {
+            let uri = NBDURI(.unix(path: path))
+            _ = try await NBDClient.open(uri, options: options("alice"))
+            #expect(server.counters.notAdmitted == 0)
+            await #expect(throws: (any Error).self) {
+                let client = try await NBDClient.open(uri, options: options("bob"))
+                _ = try await client.info("disk")
+            }
+            for _ in 0..<500 where server.counters.notAdmitted == 0 { try await Task.sleep(for: .milliseconds(10)) }
+            #expect(server.counters.notAdmitted == 1)
+            #expect(server.counters.refusedExports == 0)
+        }
+        let refusals = lines.all.filter { $0.contains("not let in") }
+        #expect(refusals.count == 1)
+        #expect(refusals.first?.contains("gid=\(getegid()) ") == true && refusals.first?.contains("pid=\(getpid())") == true, "\(refusals)")
+        #expect(refusals.first?.contains("tls-user=bob uid=\(getuid())") == true, "\(refusals)")
     }
 
     // S-TLS-01

@@ -1,3 +1,4 @@
+import Logging
 import NBDServer
 import Testing
 
@@ -51,6 +52,8 @@ import Testing
         let toml = """
             user = "nbd"
             sandbox = "require"
+            [tls]
+            directory = "/x"
             [limits]
             connections-per-peer = 5
             handshakes = 6
@@ -96,7 +99,7 @@ import Testing
     @Test(
         arguments: [
             ("[[allow]]\nexport = \"a\"", "allow[0]: 'may' is missing"), ("[[allow]]\nmay = \"fly\"", "allow[0].may"),
-            ("[[allow]]\nmay = []", "allow[0].may is empty"), ("[[allow]]\nmay = \"read\"\nuid = \"root\"", "allow[0].uid"),
+            ("[[allow]]\nmay = []", "'allow[0].may': is empty"), ("[[allow]]\nmay = \"read\"\nuid = \"root\"", "allow[0].uid"),
             ("[[allow]]\nmay = \"read\"\nuid = -1", "allow[0].uid"), ("[[deny]]\nfrom = [\"x\"]", "deny[0].from"),
             ("[[deny]]\ncolour = \"red\"", "unknown key 'colour'"), ("sandbox = \"maybe\"", "sandbox"),
             ("[limits]\nhandshakes = -1", "limits.handshakes"),
@@ -104,6 +107,72 @@ import Testing
     func `of a configuration are refused with their place`(toml: String, place: String) {
         let message = refusal { try servePlan(["a"], configuration: Configuration(contents: Array(toml.utf8), path: "a.toml")) }
         #expect(message.contains(place), "\(message)")
+    }
+
+    // A rule to deny something that no client can fit would let everybody through.
+    @Test(
+        arguments: [
+            ([], "tls=on", "'tls' fits nobody: without --tls-creds"), ([], "tls-dn=CN=x", "'tls-dn' fits nobody: without --tls-creds"),
+            ([], "tls-user=x", "'tls-user' fits nobody: without --tls-creds"),
+            (["tls-creds-x509,id=t,dir=/x,endpoint=server"], "tls-user=x", "'tls-user' fits nobody: the server's credentials are certificates"),
+            (["tls-creds-x509,id=t,dir=/x,endpoint=server,verify-peer=off"], "tls-dn=CN=x", "'tls-dn' fits nobody: with verify-peer=off"),
+            (["tls-creds-psk,id=t,dir=/x,endpoint=server"], "tls-dn=CN=x", "'tls-dn' fits nobody: the server's credentials are pre-shared keys"),
+        ] as [([String], String, String)])
+    func `are refused when TLS as it is cannot prove what they are about`(objects: [String], condition: String, reason: String) {
+        let tls = objects.flatMap { ["--object", $0, "--tls-creds", "t"] }
+        #expect(refusal { try servePlan(["a", "--allow", "may=all", "--deny", condition] + tls) }.contains("--deny '\(condition)': \(reason)"))
+        let allow = condition + ",may=read"
+        #expect(refusal { try servePlan(["a", "--allow", allow] + tls) }.contains("--allow '\(allow)': \(reason)"))
+        // The same of a file, whose credentials the command line may have replaced.
+        let (key, value) = (condition.prefix { $0 != "=" }, condition.drop { $0 != "=" }.dropFirst())
+        let toml = "[[allow]]\nmay = \"all\"\n[[deny]]\n\(key) = \(key == "tls" ? "true" : "\"\(value)\"")\n"
+        let message = refusal { try servePlan(["a"] + tls, configuration: Configuration(contents: Array(toml.utf8), path: "a.toml")) }
+        #expect(message.contains("the configuration's deny[0]: \(reason)"), "\(message)")
+    }
+
+    @Test func `may be about what TLS proves`() throws {
+        let x509 = ["--object", "tls-creds-x509,id=t,dir=/x,endpoint=server", "--tls-creds", "t"]
+        let psk = ["--object", "tls-creds-psk,id=t,dir=/x,endpoint=server", "--tls-creds", "t"]
+        _ = try servePlan(["a", "--allow", "tls=on,tls-dn=CN=x,may=all", "--deny", "tls=off"] + x509)
+        _ = try servePlan(["a", "--allow", "tls-user=x,may=all"] + psk)
+        _ = try servePlan(["a", "--allow", "tls=on,may=all"] + ["--object", "tls-creds-x509,id=t,dir=/x,endpoint=server,verify-peer=off", "--tls-creds", "t"])
+        _ = try servePlan(["a", "--allow", "may=all", "--deny", "tls=off,may=write"])
+    }
+
+    // S-TLS-08, P-TLS-08
+    @Test func `decide about clients in clear without asking --tls-authz`() throws {
+        let gate = try TLSAuthorization(.list(NameList(rules: [.init(match: "CN=good", policy: .allow)])), logger: Logger(label: "test"))
+        let clear = PeerIdentity(address: .unix, unix: .init(uid: 1, gid: 1, pid: 1))
+        func encrypted(_ name: String) -> PeerIdentity {
+            var peer = clear
+            peer.tls = .certificate(distinguishedName: name)
+            return peer
+        }
+        let object = ["--object", "tls-creds-x509,id=t,dir=/x,endpoint=server", "--tls-creds", "t", "--tls", "optional", "a"]
+        let open = try #require(servePlan(object).access.authorizer(gate))
+        #expect(open.admits(clear) && open.admits(encrypted("CN=good")) && !open.admits(encrypted("CN=bad")))
+        #expect(open.permissions(of: clear, for: "") == .all)
+        let rules = try #require(servePlan(object + ["--allow", "uid=2,may=read"]).access.authorizer(gate))
+        #expect(!rules.admits(clear) && !rules.greets(clear) && !rules.admits(encrypted("CN=good")))
+        #expect(try servePlan(object).access.authorizer(nil) == nil)
+    }
+
+    // An empty array must not be everybody.
+    @Test(arguments: ["allow", "deny"], ["from", "uid", "gid", "pid", "may"])
+    func `of a configuration are refused with an empty array`(kind: String, key: String) {
+        let other = key == "may" ? "" : "may = \"read\"\n"
+        let message = refusal {
+            try servePlan(
+                ["a"], configuration: Configuration(contents: Array("[[\(kind)]]\n\(other)\(key) = []\n".utf8), path: "a.toml"))
+        }
+        #expect(message.contains("'\(kind)[0].\(key)': is empty"), "\(message)")
+    }
+
+    @Test(arguments: ["allow", "deny"], ["a.toml", "a.json"])
+    func `of a configuration are at least one`(kind: String, path: String) {
+        let text = path == "a.toml" ? "\(kind) = []\n" : "{\"\(kind)\": []}"
+        let message = refusal { try servePlan(["a"], configuration: Configuration(contents: Array(text.utf8), path: path)) }
+        #expect(message.contains("\(path): \(kind) is empty"), "\(message)")
     }
 
     @Test(

@@ -1,4 +1,5 @@
 import BlockDrivers
+import NBDServer
 import Testing
 
 @testable import NBDTool
@@ -56,6 +57,28 @@ import Testing
 
     private func configuration(_ text: String, _ path: String = "n.toml") throws -> Configuration {
         try Configuration(contents: Array(text.utf8), path: path)
+    }
+
+    // Only tables that a document leaves out are added.
+    @Test(
+        arguments: [
+            ("serve", "", 1), ("tls", "", 1),
+            ("authorisation", "[tls]\ndirectory = \"/x\"\n[[exports]]\nname = \"backup-1\"\nnull = \"1M\"\n", 1),
+        ])
+    func `is as the documents have it, word for word`(document: String, rest: String, exports: Int) throws {
+        var path = #filePath.split(separator: "/").dropLast(3).map(String.init)
+        path += ["docs", document + ".md"]
+        let text = String(decoding: try HostProcess.contents(of: "/" + path.joined(separator: "/"), limit: 1 << 20), as: UTF8.self)
+        let example = try #require(text.components(between: "```toml\n", and: "```"))
+        let plan = try servePlan([], configuration: configuration(example + rest))
+        #expect(plan.exports.count == exports)
+        #expect(plan.tls != nil)
+        guard document == "authorisation" else { return }
+        // Made as docs/tls.md shows.
+        var stolen = PeerIdentity(address: .unix, tls: .certificate(distinguishedName: "O=Example,CN=stolen"))
+        #expect(plan.access.denied[0].fits(stolen))
+        stolen.tls = .certificate(distinguishedName: "O=Example,CN=client")
+        #expect(!plan.access.denied[0].fits(stolen))
     }
 
     @Test(arguments: [(toml, "n.toml"), (json, "n.json")])
@@ -182,5 +205,13 @@ import Testing
         #expect(
             refusal { try servePlan([], configuration: configuration, activated: ["unknown"]) }.contains(
                 "listeners in the configuration file"))
+    }
+}
+
+extension String {
+    /// What stands between the first `start` and the next `end`.
+    fileprivate func components(between start: String, and end: String) -> String? {
+        guard let begin = firstRange(of: start)?.upperBound, let stop = self[begin...].firstRange(of: end)?.lowerBound else { return nil }
+        return String(self[begin..<stop])
     }
 }

@@ -28,6 +28,7 @@ public protocol Authorizer: Sendable {
 
     /// Whether a client may come in at all. Asked when all that can be known of it is known: after its TLS handshake; where there is no TLS, before
     /// the greeting; and where TLS is a matter of choice, for one in clear when it first asks for something. A client that is refused is cut off without a word (S-TLS-07).
+    /// So is a client with TLS that `permissions` gives nothing for any export.
     ///
     /// On an event loop: must not wait.
     func admits(_ peer: PeerIdentity) -> Bool

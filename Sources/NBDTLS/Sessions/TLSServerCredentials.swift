@@ -7,7 +7,7 @@ import Synchronization
 ///     configuration.tls = .init(credentials: TLSCredentialStore(credentials), policy: .required)
 public struct TLSServerCredentials: Sendable {
     private enum Kind: Sendable {
-        case x509(X509Credentials, NIOSSLContext, verifiesPeer: Bool)
+        case x509(X509Credentials, TLSConfiguration, verifiesPeer: Bool)
         case psk(@Sendable (String) -> [UInt8]?)
     }
 
@@ -54,8 +54,9 @@ public struct TLSServerCredentials: Sendable {
         TLSSuites.apply(to: &configuration, isPSK: false)
         configuration.certificateVerification = verifiesPeer ? .noHostnameVerification : .none
         configuration.trustRoots = .certificates(credentials.authorities)
+        kind = .x509(credentials, configuration, verifiesPeer: verifiesPeer)
         do {
-            kind = .x509(credentials, try NIOSSLContext(configuration: configuration), verifiesPeer: verifiesPeer)
+            _ = try NIOSSLContext(configuration: configuration)
         } catch {
             throw TLSCredentialError("\(files.key?.name ?? ""): does not belong to the certificate \(files.chain?.name ?? ""), or that is not one for TLS")
         }
@@ -77,16 +78,20 @@ public struct TLSServerCredentials: Sendable {
     }
 
     /// The server's side of one connection.
+    ///
+    /// Each has a context of its own, and with it the keys of its session tickets: no client can resume a session of another connection. One that
+    /// is resumed would be as good as the day it began, although the client's certificate has expired since, or its key is gone: BoringSSL looks at
+    /// them in whole handshakes only, and NIOSSL has no switch for tickets.
     public func makeSession() throws -> TLSServerSession {
         switch kind {
-        case .x509(let credentials, let context, let verifiesPeer):
-            return TLSServerSession(NIOSSLServerHandler(context: context)) { certificate throws(TLSRefusal) in
+        case .x509(let credentials, let configuration, let verifiesPeer):
+            return TLSServerSession(NIOSSLServerHandler(context: try NIOSSLContext(configuration: configuration))) { certificate throws(TLSRefusal) in
                 guard verifiesPeer else { return .anonymous }
                 guard let certificate else { throw TLSRefusal("the client has shown no certificate") }
                 return try credentials.peer(certificate)
             }
         case .psk(let key):
-            // A context for each connection: what it calls back does not say for whom.
+            // What the context calls back does not say for whom.
             let proved = Proved()
             var configuration = TLSConfiguration.makePreSharedKeyConfiguration()
             TLSSuites.apply(to: &configuration, isPSK: true)

@@ -32,6 +32,26 @@ extension AccessRule {
         if let contradiction { throw .usage("\(place): fits nobody: \(contradiction)") }
     }
 
+    /// Looks for conditions on what TLS as planned proves of no client: a rule to deny something would let everybody through.
+    ///
+    /// - Throws: `.usage` naming the key, and what the server would need.
+    func check(_ place: String, against tls: ServePlan.TLSPlan?) throws(ToolError) {
+        func refusal(_ key: String, _ reason: String) -> ToolError { .usage("\(place): '\(key)' fits nobody: \(reason)") }
+        guard let tls else {
+            if usesTLS == true { throw refusal("tls", "without --tls-creds, no client has TLS") }
+            if distinguishedName != nil { throw refusal("tls-dn", "without --tls-creds, no client has a TLS identity") }
+            if pskUser != nil { throw refusal("tls-user", "without --tls-creds, no client has a TLS identity") }
+            return
+        }
+        switch tls.credentials.kind {
+        case .x509(let verifiesPeer, _):
+            if pskUser != nil { throw refusal("tls-user", "the server's credentials are certificates, not pre-shared keys") }
+            if distinguishedName != nil, !verifiesPeer { throw refusal("tls-dn", "with verify-peer=off, no client shows a certificate") }
+        case .psk:
+            if distinguishedName != nil { throw refusal("tls-dn", "the server's credentials are pre-shared keys, not certificates") }
+        }
+    }
+
     static func numbers<Number: FixedWidthInteger>(_ texts: [String]?, _ context: String) throws(ToolError) -> [Number] {
         try (texts ?? []).map { text throws(ToolError) in
             guard let first = text.utf8.first, (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(first), let number = Number(text) else {

@@ -6,6 +6,9 @@ extension Configuration {
         plan.user = user
         plan.group = group
         if let sandbox { plan.sandbox = try AccessPlan.Sandbox(text: sandbox, "sandbox") }
+        for (key, rules) in [("allow", allow), ("deny", deny)] where rules?.isEmpty == true {
+            throw .usage("\(key) is empty: without any rule, everybody may do everything; to say that, leave it out")
+        }
         for (index, rule) in (allow ?? []).enumerated() { plan.allowed.append(try self.rule(rule, "allow[\(index)]", needsMay: true)) }
         for (index, rule) in (deny ?? []).enumerated() { plan.denied.append(try self.rule(rule, "deny[\(index)]", needsMay: false)) }
     }

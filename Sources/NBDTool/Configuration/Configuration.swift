@@ -164,7 +164,7 @@ struct ConfiguredSize: Equatable, Sendable, Decodable {
     }
 }
 
-/// One value or an array of them.
+/// One value or an array of them. An empty array is an error: it could be taken for nobody as well as for everybody.
 struct ConfiguredList<Element: Decodable & Equatable & Sendable>: Equatable, Sendable, Decodable {
     var elements: [Element]
 
@@ -176,6 +176,9 @@ struct ConfiguredList<Element: Decodable & Equatable & Sendable>: Equatable, Sen
         let container = try decoder.singleValueContainer()
         // The error about an array is the better one: it names the element.
         if let one = try? container.decode(Element.self) { elements = [one] } else { elements = try container.decode([Element].self) }
+        guard !elements.isEmpty else {
+            throw DecodingError.dataCorruptedError(in: container, debugDescription: "is empty: without the key, anything fits")
+        }
     }
 }
 

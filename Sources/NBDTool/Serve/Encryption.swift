@@ -36,16 +36,3 @@ final class Encryption: Sendable {
         return credentials
     }
 }
-
-/// Rules for those whom `--tls-authz` lets in.
-struct GatedAuthorizer: Authorizer {
-    let gate: TLSAuthorization
-    /// nil: they may do everything.
-    let rules: (any Authorizer)?
-
-    func greets(_ peer: PeerIdentity) -> Bool { rules?.greets(peer) ?? true }
-
-    func admits(_ peer: PeerIdentity) -> Bool { gate.allows(peer) && rules?.admits(peer) ?? true }
-
-    func permissions(of peer: PeerIdentity, for export: String) -> Permissions { rules?.permissions(of: peer, for: export) ?? .all }
-}

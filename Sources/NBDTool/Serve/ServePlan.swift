@@ -76,7 +76,7 @@ struct ServePlan: Equatable, Sendable {
         try planListeners(options, activated: activated)
         try planTLS(options)
         try planLimits(options)
-        try access.add(options)
+        try access.add(options, tls: tls)
         try planLife(options, isActivated: !activated.isEmpty)
         for trace in options.traces { try self.trace.add(trace) }
         isVerbose = options.isVerbose

@@ -126,9 +126,7 @@ struct ServeRunner {
         configuration.usesFastPath = plan.usesFastPath
         configuration.tls = encryption?.configuration
         configuration.stopsAfterLastClient = plan.stopsAfterLastClient
-        let rules = AccessRules(allowed: plan.access.allowed, denied: plan.access.denied)
-        if !rules.isEmpty { configuration.authorizer = rules }
-        if let gate = encryption?.authorization { configuration.authorizer = GatedAuthorizer(gate: gate, rules: configuration.authorizer) }
+        configuration.authorizer = plan.access.authorizer(encryption?.authorization)
         if plan.trace.isOn {
             let writer = try TraceWriter(plan.trace)
             configuration.tracer = { writer.write($0, $1) }
