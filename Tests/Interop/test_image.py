@@ -328,14 +328,49 @@ def test_snapshots_of_ours_are_snapshots_to_qemu_img(tools):
     assert tools.qemu("check", "image").returncode == 0
     tools.qemu("convert", "-O", "raw", "-l", "ours", "image", "kept")
     assert images.sha256(tools.path / "kept") == images.sha256(tools.path / "now")
+    # Ours as theirs: no bitmap would know what has changed.
+    assert '"first"' in tools.nbd("snapshot", "apply", "image", "ours", ok=(1,)).stderr
+    assert "bitmaps" in tools.qemu("snapshot", "-a", "ours", "image", ok=(1,)).stderr
+    tools.nbd("bitmap", "--remove", "image", "first")
     tools.nbd("snapshot", "apply", "image", "ours")
     assert tools.qemu("check", "image").returncode == 0
     tools.qemu("compare", "-f", "raw", "-F", "qcow2", "now", "image")
     tools.nbd("snapshot", "delete", "image", "before")
-    tools.nbd("snapshot", "delete", "image", "2")
+    tools.nbd("snapshot", "delete", "image", "ours")
     assert tools.qemu("check", "image").returncode == 0
     assert tools.nbd("snapshot", "list", "image").stdout == ""
     tools.qemu("compare", "-f", "raw", "-F", "qcow2", "now", "image")
+
+
+@pytest.mark.parametrize("flags", ["--enable", "--disable"])
+def test_a_snapshot_is_not_applied_while_there_are_bitmaps(tools, flags):
+    tools.qemu("create", "-q", "-f", "qcow2", "image", "4M")
+    tools.nbd("snapshot", "create", "image", "old")
+    tools.nbd("bitmap", "--add", flags, "image", "backup")
+    before = (tools.path / "image").read_bytes()
+    assert '"backup"' in tools.nbd("snapshot", "apply", "image", "old", ok=(1,)).stderr
+    assert (tools.path / "image").read_bytes() == before
+    assert "bitmaps" in tools.qemu("snapshot", "-a", "old", "image", ok=(1,)).stderr
+
+
+def test_snapshots_whose_names_look_like_ids_are_told_apart_as_qemu_img_does(tools):
+    tools.qemu("create", "-q", "-f", "qcow2", "image", "4M")
+    for name in ("0", "1", "2", "x", "1"):
+        tools.io("image", f"write -P {ord(name)} 0 64k")
+        tools.qemu("snapshot", "-c", name, "image")
+    content = (tools.path / "image").read_bytes()
+
+    def result(change, word):
+        (tools.path / "copy").write_bytes(content)
+        code = change(word).returncode
+        rows = tools.qemu("snapshot", "-l", "copy").stdout
+        tools.qemu("convert", "-O", "raw", "copy", "raw")
+        return code, rows, (tools.path / "raw").read_bytes()
+
+    for word in ("0", "1", "2", "3", "4", "5", "x", "9"):
+        for verb, flag in (("delete", "-d"), ("apply", "-a")):
+            ours = result(lambda name: tools.nbd("snapshot", verb, "copy", name, ok=(0, 1)), word)
+            assert ours == result(lambda name: tools.qemu("snapshot", flag, name, "copy", ok=(0, 1)), word), (verb, word)
 
 
 def test_encrypted_and_unknown_images_are_refused_by_name(tools):

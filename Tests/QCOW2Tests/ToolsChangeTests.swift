@@ -112,11 +112,38 @@ import Testing
         #expect(try await isSound(device))
         try await image.applySnapshot(Array("one".utf8))
         #expect(try await isSound(device))
-        try await image.deleteSnapshot(Array("1".utf8))
+        try await image.deleteSnapshot(named: Array("one".utf8))
         #expect(try await isSound(device))
-        try await image.deleteSnapshot(Array("two".utf8))
+        try await image.deleteSnapshot(named: Array("two".utf8))
         #expect(try await isSound(device))
         #expect(try await image.check().allocatedClusterCount == 128)
+    }
+
+    @Test func `are deleted by name alone, and applied by id before name`() async throws {
+        let (device, image) = try await mappedImage()
+        for name in ["0", "1", "2", "1"] { try await image.createSnapshot(Array(name.utf8), time: (1, 2)) }
+        await #expect(throws: ImageError.self) { try await image.deleteSnapshot(named: Array("3".utf8)) }
+        await #expect(throws: ImageError.self) { try await image.applySnapshot(Array("9".utf8)) }
+        try await image.applySnapshot(Array("4".utf8))
+        try await image.deleteSnapshot(named: Array("1".utf8))
+        #expect(try await image.snapshots().map(\.id) == ["1", "3", "4"].map { Array($0.utf8) })
+        #expect(try await isSound(device))
+    }
+
+    /// Flags as they are stored: disabled, inconsistent, enabled, and enabled but inconsistent.
+    @Test(arguments: [0, 1, 2, 3] as [UInt32])
+    func `are not applied while there are bitmaps`(flags: UInt32) async throws {
+        let (device, image) = try await mappedImage()
+        try await image.createSnapshot(Array("one".utf8), time: (1, 2))
+        try await image.addBitmap(Array("backup".utf8))
+        device.poke(flags, at: try #require(image.header.bitmaps).directoryOffset + 12)
+        let before = device.bytes
+        let error = try await #require(throws: ImageError.self) { try await image.applySnapshot(Array("one".utf8)) }
+        #expect(error.description.contains("\"backup\""))
+        #expect(device.bytes == before)
+        try await image.removeBitmap(Array("backup".utf8))
+        try await image.applySnapshot(Array("one".utf8))
+        #expect(try await isSound(device))
     }
 
     @Test func `that one-bit refcounts cannot count are refused, and nothing is changed`() async throws {
