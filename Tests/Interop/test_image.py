@@ -253,6 +253,93 @@ def test_a_chain_and_a_snapshot_are_converted(tools):
     assert images.sha256(tools.path / "ours") == images.sha256(tools.path / "theirs")
 
 
+def snapshot_of(directory):
+    """Every file below: its links and content."""
+    return {path.name: (path.stat().st_nlink, path.is_symlink(), path.read_bytes()) for path in directory.iterdir() if path.is_file()}
+
+
+def refuses(tools, reason, *argv):
+    before = snapshot_of(tools.path)
+    assert reason in tools.nbd(*argv, ok=(1,)).stderr, argv
+    assert snapshot_of(tools.path) == before, argv
+
+
+def test_a_copy_is_not_written_over_a_file_of_its_source(tools):
+    filled(tools, "base", "data_file=base.data")
+    tools.qemu("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "middle")
+    tools.qemu("create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", "-o", "data_file=top.data", "top")
+    tools.io("top", "write -P 5 1M 100k")
+    for name in ("base", "base.data", "middle", "top", "top.data"):
+        os.link(tools.path / name, tools.path / f"{name}.hard")
+        os.symlink(name, tools.path / f"{name}.soft")
+        for target in (name, f"{name}.hard", f"{name}.soft"):
+            refuses(tools, "is the source, or lies below it", "convert", "-O", "raw", "top", target)
+            refuses(tools, "is the source, or lies below it", "convert", "-O", "qcow2", "-c", "top", target)
+            refuses(tools, "is the source, or lies below it", "convert", "-O", "qcow2", "-o", f"data_file={target}", "top", "new")
+    refuses(tools, "is the source, or lies below it", "convert", "-f", "raw", "-O", "raw", "top", "top")
+    tools.nbd("convert", "-O", "qcow2", "-o", "data_file=new.data", "top", "new")
+    tools.qemu("compare", "top", "new")
+
+
+@pytest.mark.parametrize("flags", [(), ("-u",)])
+def test_an_image_is_not_made_over_what_it_stands_on(tools, flags):
+    filled(tools, "base")
+    os.link(tools.path / "base", tools.path / "hard")
+    os.symlink("base", tools.path / "soft")
+    size = ("1M",) if flags else ()
+    for target in ("base", "hard", "soft"):
+        refuses(tools, "is the backing file", "create", "-f", "qcow2", "-b", "base", "-F", "qcow2", *flags, target, *size)
+        refuses(tools, "is the backing file", "create", "-f", "qcow2", "-b", target, "-F", "qcow2", *flags, "base", *size)
+        refuses(tools, "is the backing file", "create", "-f", "qcow2", "-b", "base", "-F", "qcow2", *flags, "-o", f"data_file={target}",
+                "new", *size)
+        refuses(tools, "and its data file", "create", "-f", "qcow2", "-o", f"data_file={target}", "base", "1M")
+    # Names that lead nowhere, yet.
+    refuses(tools, "and its data file", "create", "-f", "qcow2", "-o", "data_file=./new", "new", "1M")
+    refuses(tools, "is the backing file", "create", "-f", "qcow2", "-b", "./new", "-F", "qcow2", "-u", "new", "1M")
+
+
+def test_an_image_is_not_made_over_what_lies_below_its_backing_file(tools):
+    filled(tools, "base", "data_file=base.data")
+    tools.qemu("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "middle")
+    tools.qemu("create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", "top")
+    for target in ("base", "base.data", "middle"):
+        refuses(tools, "is the backing file, or lies below it", "create", "-f", "qcow2", "-b", "top", "-F", "qcow2", target)
+
+
+FAILS = [("create", "-f", "qcow2", "-o", "preallocation=falloc", "new", "1P"),
+         ("create", "-f", "qcow2", "-o", "preallocation=falloc,data_file=new.data", "new", "1P"),
+         ("create", "-f", "qcow2", "-o", "data_file=none/new.data", "new", "1M"),
+         ("create", "-f", "raw", "-o", "preallocation=falloc", "new", "1P"),
+         ("convert", "-O", "raw", "broken", "new"), ("convert", "-O", "qcow2", "-c", "broken", "new"),
+         ("convert", "-O", "qcow2", "-o", "data_file=new.data", "broken", "new")]
+
+
+@pytest.mark.parametrize("argv", FAILS, ids=" ".join)
+def test_what_fails_leaves_no_file_of_its_own_behind(tools, argv):
+    filled(tools, "broken")
+    damage(tools.path / "broken", "out of file")
+    argv = [word.replace("1P", "4P" if "raw" in argv else "200T") for word in argv]
+    if "qcow2" in argv and "create" in argv:
+        argv[3:5] = ["-o", argv[4] + ",cluster_size=2M"]
+    before = set(os.listdir(tools.path))
+    tools.nbd(*argv, ok=(1,))
+    assert set(os.listdir(tools.path)) == before
+    # What was there is not ours to remove.
+    (tools.path / "new").write_bytes(b"something")
+    tools.nbd(*argv, ok=(1,))
+    assert set(os.listdir(tools.path)) == before | {"new"}
+
+
+@pytest.mark.parametrize("options", ["data_file_raw=on", "preallocation=metadata", "data_file_raw=on,extended_l2=on", "preallocation=falloc"])
+@pytest.mark.parametrize("old", [100_000, 1 << 20, 5 << 20])
+def test_a_disk_on_an_old_data_file_is_empty(tools, options, old):
+    (tools.path / "old").write_bytes(b"x" * old)
+    tools.nbd("create", "-q", "-f", "qcow2", "-o", f"data_file=old,{options}", "image", "1M")
+    assert (tools.path / "old").read_bytes() == bytes(1 << 20)
+    tools.qemu("convert", "-O", "raw", "image", "raw")
+    assert (tools.path / "raw").read_bytes() == bytes(1 << 20)
+
+
 def test_a_backing_file_elsewhere_needs_permission(tools):
     (tools.path / "other").mkdir()
     images.random_file(tools.path / "other/base", images.MIB)
