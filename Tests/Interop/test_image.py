@@ -230,7 +230,8 @@ def test_a_damaged_image_gets_the_same_verdict_and_repair(tools, kind):
 
 @pytest.mark.parametrize("options", ["", "-c", "-o cluster_size=512", "-o cluster_size=2M -c", "-o compression_type=zstd -c", "-o extended_l2=on",
                                      "-o extended_l2=on -c", "-o preallocation=metadata", "-o data_file=x.data", "-o compat=0.10 -c",
-                                     "-o refcount_bits=1", "-o lazy_refcounts=on"])
+                                     "-o refcount_bits=1", "-o lazy_refcounts=on", "-o refcount_bits=1 -c", "-o refcount_bits=2 -c",
+                                     "-o refcount_bits=2,cluster_size=4k -c"])
 def test_a_converted_image_is_equal(tools, options):
     size = 9 * images.MIB + 512
     images.sparse(tools.path / "raw", size, [(0, images.noise(300_000)), (images.MIB, b"text " * 100_000), (size - 700, images.noise(700))])
