@@ -17,6 +17,8 @@ import Testing
         var hasBacking = false
         var isSnapshotted = false
         var isLazy = false
+        /// What it has is on its medium at once, so a cut shows what the image's own order is worth.
+        var hasDataFile = false
         /// Each is followed by cuts at all that came before it: time grows with the square.
         var steps = 12
         var testDescription: String { name }
@@ -31,6 +33,7 @@ import Testing
         Shape(name: "after a snapshot", clusterBits: 12, hasBacking: true, isSnapshotted: true),
         Shape(name: "subclusters after a snapshot", clusterBits: 14, extended: true, isSnapshotted: true),
         Shape(name: "lazy refcounts", clusterBits: 12, isLazy: true),
+        Shape(name: "an external data file", clusterBits: 12, hasDataFile: true),
     ]
 
     @Test(arguments: shapes)
@@ -42,9 +45,14 @@ import Testing
             version: shape.version, hasBacking: shape.hasBacking
         ) { header in
             if shape.isLazy { header.compatibleFeatures.insert(.lazyRefcounts) }
+            if shape.hasDataFile {
+                header.incompatibleFeatures.insert(.externalDataFile)
+                header.extensions.append(.dataFileName(Array("data".utf8)))
+            }
         }
+        let data = shape.hasDataFile ? RecordingDevice([UInt8](repeating: 0, count: Int(shape.byteCount)), discarded: 0) : nil
         let base = shape.hasBacking ? PatternDevice(byteCount: shape.byteCount - 50_000) : nil
-        var guest = try await contents(of: bytes, base)
+        var guest = try await contents(of: bytes, base, data)
         if shape.isSnapshotted {
             let file = RecordingDevice(bytes)
             let image = try await TestImage.open(file, backing: base)
@@ -54,7 +62,7 @@ import Testing
             }
             await image.close()
             bytes = try TestImage.snapshotted(file.bytes)
-            guest = try await contents(of: bytes, base)
+            guest = try await contents(of: bytes, base, data)
         }
         // Of each block: what it may hold, the newest last. `flushed` says from where on.
         let block = 512
@@ -63,7 +71,7 @@ import Testing
         // The last version that was not made by a discard, which may do nothing.
         var certain = history.map { _ in 0 }
         let file = RecordingDevice(bytes)
-        let image = try await TestImage.open(file, backing: base)
+        let image = try await TestImage.open(file, backing: base, dataFile: data)
         for step in 0..<shape.steps {
             let range = randomRange(shape, &random)
             let blocks = Int(range.start) / block..<Int(range.end + UInt64(block) - 1) / block
@@ -97,7 +105,7 @@ import Testing
         try await PowerCuts(device: file).forEach(samples: 1, seed: seed) { step, medium, marks in
             guard failures == 0 else { return }
             let check = try ReferenceCheck(medium)
-            let found = try await contents(of: medium, base)
+            let found = try await contents(of: medium, base, data)
             let floor = points[marks.last ?? 0]
             var wrong = try check.errors.first ?? check.harmlessFlags.first ?? peer?.finding(in: medium)
             for (index, versions) in final.enumerated() where wrong == nil {
@@ -130,8 +138,8 @@ import Testing
         return ByteRange(start: start * 512, count: count * 512, within: shape.byteCount) ?? ByteRange(ofDevice: 512)
     }
 
-    private func contents(of bytes: [UInt8], _ base: PatternDevice?) async throws -> [UInt8] {
-        let image = try await TestImage.open(RecordingDevice(bytes), backing: base, .init(isReadOnly: true))
+    private func contents(of bytes: [UInt8], _ base: PatternDevice?, _ data: RecordingDevice?) async throws -> [UInt8] {
+        let image = try await TestImage.open(RecordingDevice(bytes), backing: base, dataFile: data, .init(isReadOnly: true))
         return try await image.bytes(at: 0, count: Int(image.info.byteCount))
     }
 }

@@ -39,7 +39,8 @@ final class QEMUImg {
         left -= 1
         remove("\(directory)/image")
         try write(bytes, to: "\(directory)/image")
-        let (status, text) = try Self.run("qemu-img check -f qcow2 \(directory)/image")
+        // There: names of data files count from the working directory.
+        let (status, text) = try Self.run("cd \(directory) && qemu-img check -f qcow2 image")
         guard status != 0, status != 3 else { return nil }
         let errors = text.split(separator: "\n").filter { $0.hasPrefix("ERROR") }
         return status == 2 && !errors.isEmpty && errors.allSatisfy(isHarmless) ? nil : "qemu-img check gives \(status): \(errors.first ?? text[...])"
