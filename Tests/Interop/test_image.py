@@ -217,6 +217,12 @@ def test_a_damaged_image_gets_the_same_verdict_and_repair(tools, kind):
     copy.write_bytes(path.read_bytes())
     ours = tools.nbd("check", "image", ok=(0, 1, 2, 3)).returncode
     theirs = tools.qemu("check", "image", ok=(0, 1, 2, 3)).returncode
+    # They look for what lies at places inside of a cluster.
+    if kind not in ("no refcount table", "unaligned block", "unaligned", "unaligned table"):
+        (_, ours_told), (_, told) = tools.both("check", "image")
+        # A count that is 0 is left out. An offset that leads out of the file is one finding of ours, and two of theirs.
+        assert ours_told.keys() == told.keys()
+        assert ours_told == told or "out of file" in kind
     # qemu-img does not get to the end of its check with these; we do.
     assert ours == (2 if kind in ("no refcount table", "unaligned block") else theirs)
     ours = tools.nbd("check", "-r", "all", "image", ok=(0, 1, 2, 3)).returncode
@@ -230,7 +236,8 @@ def test_a_damaged_image_gets_the_same_verdict_and_repair(tools, kind):
 
 @pytest.mark.parametrize("options", ["", "-c", "-o cluster_size=512", "-o cluster_size=2M -c", "-o compression_type=zstd -c", "-o extended_l2=on",
                                      "-o extended_l2=on -c", "-o preallocation=metadata", "-o data_file=x.data", "-o compat=0.10 -c",
-                                     "-o refcount_bits=1", "-o lazy_refcounts=on"])
+                                     "-o refcount_bits=1", "-o lazy_refcounts=on", "-o refcount_bits=1 -c", "-o refcount_bits=2 -c",
+                                     "-o refcount_bits=2,cluster_size=4k -c"])
 def test_a_converted_image_is_equal(tools, options):
     size = 9 * images.MIB + 512
     images.sparse(tools.path / "raw", size, [(0, images.noise(300_000)), (images.MIB, b"text " * 100_000), (size - 700, images.noise(700))])
@@ -251,6 +258,93 @@ def test_a_chain_and_a_snapshot_are_converted(tools):
     tools.nbd("convert", "-O", "raw", "-l", "before", "base", "ours")
     tools.qemu("convert", "-O", "raw", "-l", "before", "base", "theirs")
     assert images.sha256(tools.path / "ours") == images.sha256(tools.path / "theirs")
+
+
+def snapshot_of(directory):
+    """Every file below: its links and content."""
+    return {path.name: (path.stat().st_nlink, path.is_symlink(), path.read_bytes()) for path in directory.iterdir() if path.is_file()}
+
+
+def refuses(tools, reason, *argv):
+    before = snapshot_of(tools.path)
+    assert reason in tools.nbd(*argv, ok=(1,)).stderr, argv
+    assert snapshot_of(tools.path) == before, argv
+
+
+def test_a_copy_is_not_written_over_a_file_of_its_source(tools):
+    filled(tools, "base", "data_file=base.data")
+    tools.qemu("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "middle")
+    tools.qemu("create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", "-o", "data_file=top.data", "top")
+    tools.io("top", "write -P 5 1M 100k")
+    for name in ("base", "base.data", "middle", "top", "top.data"):
+        os.link(tools.path / name, tools.path / f"{name}.hard")
+        os.symlink(name, tools.path / f"{name}.soft")
+        for target in (name, f"{name}.hard", f"{name}.soft"):
+            refuses(tools, "is the source, or lies below it", "convert", "-O", "raw", "top", target)
+            refuses(tools, "is the source, or lies below it", "convert", "-O", "qcow2", "-c", "top", target)
+            refuses(tools, "is the source, or lies below it", "convert", "-O", "qcow2", "-o", f"data_file={target}", "top", "new")
+    refuses(tools, "is the source, or lies below it", "convert", "-f", "raw", "-O", "raw", "top", "top")
+    tools.nbd("convert", "-O", "qcow2", "-o", "data_file=new.data", "top", "new")
+    tools.qemu("compare", "top", "new")
+
+
+@pytest.mark.parametrize("flags", [(), ("-u",)])
+def test_an_image_is_not_made_over_what_it_stands_on(tools, flags):
+    filled(tools, "base")
+    os.link(tools.path / "base", tools.path / "hard")
+    os.symlink("base", tools.path / "soft")
+    size = ("1M",) if flags else ()
+    for target in ("base", "hard", "soft"):
+        refuses(tools, "is the backing file", "create", "-f", "qcow2", "-b", "base", "-F", "qcow2", *flags, target, *size)
+        refuses(tools, "is the backing file", "create", "-f", "qcow2", "-b", target, "-F", "qcow2", *flags, "base", *size)
+        refuses(tools, "is the backing file", "create", "-f", "qcow2", "-b", "base", "-F", "qcow2", *flags, "-o", f"data_file={target}",
+                "new", *size)
+        refuses(tools, "and its data file", "create", "-f", "qcow2", "-o", f"data_file={target}", "base", "1M")
+    # Names that lead nowhere, yet.
+    refuses(tools, "and its data file", "create", "-f", "qcow2", "-o", "data_file=./new", "new", "1M")
+    refuses(tools, "is the backing file", "create", "-f", "qcow2", "-b", "./new", "-F", "qcow2", "-u", "new", "1M")
+
+
+def test_an_image_is_not_made_over_what_lies_below_its_backing_file(tools):
+    filled(tools, "base", "data_file=base.data")
+    tools.qemu("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "middle")
+    tools.qemu("create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", "top")
+    for target in ("base", "base.data", "middle"):
+        refuses(tools, "is the backing file, or lies below it", "create", "-f", "qcow2", "-b", "top", "-F", "qcow2", target)
+
+
+FAILS = [("create", "-f", "qcow2", "-o", "preallocation=falloc", "new", "1P"),
+         ("create", "-f", "qcow2", "-o", "preallocation=falloc,data_file=new.data", "new", "1P"),
+         ("create", "-f", "qcow2", "-o", "data_file=none/new.data", "new", "1M"),
+         ("create", "-f", "raw", "-o", "preallocation=falloc", "new", "1P"),
+         ("convert", "-O", "raw", "broken", "new"), ("convert", "-O", "qcow2", "-c", "broken", "new"),
+         ("convert", "-O", "qcow2", "-o", "data_file=new.data", "broken", "new")]
+
+
+@pytest.mark.parametrize("argv", FAILS, ids=" ".join)
+def test_what_fails_leaves_no_file_of_its_own_behind(tools, argv):
+    filled(tools, "broken")
+    damage(tools.path / "broken", "out of file")
+    argv = [word.replace("1P", "4P" if "raw" in argv else "200T") for word in argv]
+    if "qcow2" in argv and "create" in argv:
+        argv[3:5] = ["-o", argv[4] + ",cluster_size=2M"]
+    before = set(os.listdir(tools.path))
+    tools.nbd(*argv, ok=(1,))
+    assert set(os.listdir(tools.path)) == before
+    # What was there is not ours to remove.
+    (tools.path / "new").write_bytes(b"something")
+    tools.nbd(*argv, ok=(1,))
+    assert set(os.listdir(tools.path)) == before | {"new"}
+
+
+@pytest.mark.parametrize("options", ["data_file_raw=on", "preallocation=metadata", "data_file_raw=on,extended_l2=on", "preallocation=falloc"])
+@pytest.mark.parametrize("old", [100_000, 1 << 20, 5 << 20])
+def test_a_disk_on_an_old_data_file_is_empty(tools, options, old):
+    (tools.path / "old").write_bytes(b"x" * old)
+    tools.nbd("create", "-q", "-f", "qcow2", "-o", f"data_file=old,{options}", "image", "1M")
+    assert (tools.path / "old").read_bytes() == bytes(1 << 20)
+    tools.qemu("convert", "-O", "raw", "image", "raw")
+    assert (tools.path / "raw").read_bytes() == bytes(1 << 20)
 
 
 def test_a_backing_file_elsewhere_needs_permission(tools):
@@ -328,14 +422,67 @@ def test_snapshots_of_ours_are_snapshots_to_qemu_img(tools):
     assert tools.qemu("check", "image").returncode == 0
     tools.qemu("convert", "-O", "raw", "-l", "ours", "image", "kept")
     assert images.sha256(tools.path / "kept") == images.sha256(tools.path / "now")
+    # Ours as theirs: no bitmap would know what has changed.
+    assert '"first"' in tools.nbd("snapshot", "apply", "image", "ours", ok=(1,)).stderr
+    assert "bitmaps" in tools.qemu("snapshot", "-a", "ours", "image", ok=(1,)).stderr
+    tools.nbd("bitmap", "--remove", "image", "first")
     tools.nbd("snapshot", "apply", "image", "ours")
     assert tools.qemu("check", "image").returncode == 0
     tools.qemu("compare", "-f", "raw", "-F", "qcow2", "now", "image")
     tools.nbd("snapshot", "delete", "image", "before")
-    tools.nbd("snapshot", "delete", "image", "2")
+    tools.nbd("snapshot", "delete", "image", "ours")
     assert tools.qemu("check", "image").returncode == 0
     assert tools.nbd("snapshot", "list", "image").stdout == ""
     tools.qemu("compare", "-f", "raw", "-F", "qcow2", "now", "image")
+
+
+@pytest.mark.parametrize("flags", ["--enable", "--disable"])
+def test_a_snapshot_is_not_applied_while_there_are_bitmaps(tools, flags):
+    tools.qemu("create", "-q", "-f", "qcow2", "image", "4M")
+    tools.nbd("snapshot", "create", "image", "old")
+    tools.nbd("bitmap", "--add", flags, "image", "backup")
+    before = (tools.path / "image").read_bytes()
+    assert '"backup"' in tools.nbd("snapshot", "apply", "image", "old", ok=(1,)).stderr
+    assert (tools.path / "image").read_bytes() == before
+    assert "bitmaps" in tools.qemu("snapshot", "-a", "old", "image", ok=(1,)).stderr
+
+
+def test_snapshots_whose_names_look_like_ids_are_told_apart_as_qemu_img_does(tools):
+    tools.qemu("create", "-q", "-f", "qcow2", "image", "4M")
+    for name in ("0", "1", "2", "x", "1"):
+        tools.io("image", f"write -P {ord(name)} 0 64k")
+        tools.qemu("snapshot", "-c", name, "image")
+    content = (tools.path / "image").read_bytes()
+
+    def result(change, word):
+        (tools.path / "copy").write_bytes(content)
+        code = change(word).returncode
+        rows = tools.qemu("snapshot", "-l", "copy").stdout
+        tools.qemu("convert", "-O", "raw", "copy", "raw")
+        return code, rows, (tools.path / "raw").read_bytes()
+
+    for word in ("0", "1", "2", "3", "4", "5", "x", "9"):
+        for verb, flag in (("delete", "-d"), ("apply", "-a")):
+            ours = result(lambda name: tools.nbd("snapshot", verb, "copy", name, ok=(0, 1)), word)
+            assert ours == result(lambda name: tools.qemu("snapshot", flag, name, "copy", ok=(0, 1)), word), (verb, word)
+
+
+ENCRYPTIONS = ["encrypt.format=aes", "compat=0.10,encrypt.format=aes", "encrypt.format=luks,encrypt.iter-time=10",
+               "encrypt.format=luks,encrypt.iter-time=10,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,"
+               "encrypt.ivgen-hash-alg=sha256,encrypt.hash-alg=sha1"]
+
+
+@pytest.mark.parametrize("options", ENCRYPTIONS)
+def test_of_an_encrypted_image_is_told_what_needs_no_key(tools, options):
+    tools.qemu("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", f"{options},encrypt.key-secret=s", "image", "1M")
+    (_, ours), (_, theirs) = tools.both("info", "image")
+    assert ours == theirs
+    assert tools.nbd("info", "image").stdout == tools.qemu("info", "image").stdout
+    if "luks" in options:
+        # A header that tells nothing is no reason to say nothing.
+        (tools.path / "image").write_bytes((tools.path / "image").read_bytes().replace(b"LUKS", b"LOST"))
+        told = json.loads(tools.nbd("info", "--json", "image").stdout)
+        assert told["encrypted"] and told["format-specific"]["data"]["encrypt"] == {"format": "luks"}
 
 
 def test_encrypted_and_unknown_images_are_refused_by_name(tools):

@@ -112,11 +112,38 @@ import Testing
         #expect(try await isSound(device))
         try await image.applySnapshot(Array("one".utf8))
         #expect(try await isSound(device))
-        try await image.deleteSnapshot(Array("1".utf8))
+        try await image.deleteSnapshot(named: Array("one".utf8))
         #expect(try await isSound(device))
-        try await image.deleteSnapshot(Array("two".utf8))
+        try await image.deleteSnapshot(named: Array("two".utf8))
         #expect(try await isSound(device))
         #expect(try await image.check().allocatedClusterCount == 128)
+    }
+
+    @Test func `are deleted by name alone, and applied by id before name`() async throws {
+        let (device, image) = try await mappedImage()
+        for name in ["0", "1", "2", "1"] { try await image.createSnapshot(Array(name.utf8), time: (1, 2)) }
+        await #expect(throws: ImageError.self) { try await image.deleteSnapshot(named: Array("3".utf8)) }
+        await #expect(throws: ImageError.self) { try await image.applySnapshot(Array("9".utf8)) }
+        try await image.applySnapshot(Array("4".utf8))
+        try await image.deleteSnapshot(named: Array("1".utf8))
+        #expect(try await image.snapshots().map(\.id) == ["1", "3", "4"].map { Array($0.utf8) })
+        #expect(try await isSound(device))
+    }
+
+    /// Flags as they are stored: disabled, inconsistent, enabled, and enabled but inconsistent.
+    @Test(arguments: [0, 1, 2, 3] as [UInt32])
+    func `are not applied while there are bitmaps`(flags: UInt32) async throws {
+        let (device, image) = try await mappedImage()
+        try await image.createSnapshot(Array("one".utf8), time: (1, 2))
+        try await image.addBitmap(Array("backup".utf8))
+        device.poke(flags, at: try #require(image.header.bitmaps).directoryOffset + 12)
+        let before = device.bytes
+        let error = try await #require(throws: ImageError.self) { try await image.applySnapshot(Array("one".utf8)) }
+        #expect(error.description.contains("\"backup\""))
+        #expect(device.bytes == before)
+        try await image.removeBitmap(Array("backup".utf8))
+        try await image.applySnapshot(Array("one".utf8))
+        #expect(try await isSound(device))
     }
 
     @Test func `that one-bit refcounts cannot count are refused, and nothing is changed`() async throws {
@@ -128,12 +155,15 @@ import Testing
 }
 
 @Suite struct `Compressed writing` {
-    @Test(arguments: [9, 12, 16], CompressionType.allCases)
-    func `gives an image without faults`(bits: Int, type: CompressionType) async throws {
+    /// Narrow refcounts cannot count all clusters that would fit in a host cluster.
+    @Test(arguments: [(9, 16), (12, 16), (16, 16), (9, 1), (12, 1), (12, 2), (16, 2), (16, 4)], CompressionType.allCases)
+    func `gives an image without faults`(sizes: (bits: Int, refcountBits: Int), type: CompressionType) async throws {
+        let bits = sizes.bits
         let (device, image) = try await mappedImage(byteCount: 1 << 20) { options in
             options.clusterByteCount = 1 << bits
             options.preallocation = .off
             options.compression = type
+            options.refcountBitCount = sizes.refcountBits
         }
         let writer = try await CompressedWriter(image)
         let cluster = [UInt8](repeating: 7, count: 1 << bits)

@@ -13,7 +13,8 @@ struct ImageChain {
     private(set) var images: [OpenedImage] = []
     private let rules: ImageRules
     private let storage: RawOptions
-    private var seen: Set<FileIdentity> = []
+    /// All that are open, images and data files.
+    private(set) var files: Set<FileIdentity> = []
 
     /// Images on top of each other. QEMU opens some more, and nobody has as many.
     static let depthLimit = 200
@@ -41,7 +42,7 @@ struct ImageChain {
     ) async throws(ToolError) -> ImageChain? {
         guard let (place, format) = try rules.backing(of: header, at: image) else { return nil }
         var chain = ImageChain(rules, storage)
-        if let identity = HostProcess.identity(of: image) { chain.seen.insert(identity) }
+        if let identity = HostProcess.identity(of: image) { chain.files.insert(identity) }
         try await chain.open(place, format, isReadOnly: true)
         return chain
     }
@@ -83,7 +84,7 @@ struct ImageChain {
     }
 
     private mutating func enter(_ place: ImageRules.Place) throws(ToolError) {
-        if let identity = HostProcess.identity(of: place.path), !seen.insert(identity).inserted {
+        if let identity = HostProcess.identity(of: place.path), !files.insert(identity).inserted {
             throw .runtime("Could not open '\(place.name)': the chain of images leads back to it")
         }
     }

@@ -48,9 +48,6 @@ struct ImageConvertCommand: AsyncParsableCommand {
         let chain = try await ImageChain.open(source, format, rules, RawOptions(isReadOnly: true, isLocked: !isShared))
         let graph = Graph()
         let device = try await chain.add(to: graph, snapshot: snapshot.map { SnapshotSelector(idOrName: $0) }).face
-        if chain.images.contains(where: { ImagePath.isSame($0.path, target) }) {
-            throw ToolError.runtime("'\(target)' is the source, or lies below it")
-        }
         var arguments = ["-q", "-f", targetFormat.rawValue]
         for option in options { arguments += ["-o", option] }
         let plan = try ImageCreationPlan(
@@ -59,7 +56,18 @@ struct ImageConvertCommand: AsyncParsableCommand {
         guard !compress || (plan.options.dataFile == nil && plan.options.preallocation == .off) else {
             throw ToolError.usage("-c goes neither with a data file nor with preallocation")
         }
-        try await plan.run()
+        let made = try await plan.run(sources: chain.files)
+        do {
+            try await copy(device, rules)
+        } catch {
+            made.remove()
+            throw error
+        }
+        await graph.close()
+    }
+
+    /// Fills the new image.
+    private func copy(_ device: any BlockDevice, _ rules: ImageRules) async throws(ToolError) {
         let opened = try await ImageChain.open(target, targetFormat, rules, RawOptions())
         if compress, let image = opened.images[0].image {
             try await withCopyErrors { () throws(CopyError) in try await DiskCopy.compress(device, into: image) }
@@ -70,7 +78,6 @@ struct ImageConvertCommand: AsyncParsableCommand {
             try await withCopyErrors { () throws(CopyError) in try await DiskCopy.copy(device, to: copy) }
             await target.close()
         }
-        await graph.close()
     }
 
     private func withCopyErrors(_ body: () async throws(CopyError) -> Void) async throws(ToolError) {

@@ -131,21 +131,37 @@ struct ImageCreationPlan {
         guard byteCount != nil else { throw .usage("Image creation needs a size parameter") }
     }
 
-    func run() async throws(ToolError) {
-        guard let byteCount else { return }
-        // Before anything is overwritten.
+    /// - Parameter sources: files that are being read, and so must not be written over.
+    /// - Returns: the files that were not there before. None are left when this fails.
+    @discardableResult
+    func run(sources: Set<FileIdentity> = []) async throws(ToolError) -> MadeFiles {
+        var made = MadeFiles()
+        guard let byteCount else { return made }
         if format == .qcow2 {
             do throws(ImageError) { _ = try options.geometry() } catch { throw .usage(error.description) }
         }
-        try ImagePath.makeEmpty(path)
-        let opened = try await OpenedImage.open(path, .raw, isReadOnly: false)
-        var dataFile: RawFile?
-        if let name = options.dataFile?.name {
-            let dataPath = try ImagePath.resolve(String(decoding: name, as: UTF8.self), from: path)
-            try ImagePath.makeEmpty(dataPath)
-            dataFile = try await OpenedImage.open(dataPath, .raw, isReadOnly: false).file
+        let dataPath = try options.dataFile.map { file throws(ToolError) in
+            try ImagePath.resolve(String(decoding: file.name, as: UTF8.self), from: path)
         }
-        let file = opened.file
+        let below = await filesBelow()
+        // Before anything is overwritten, and again when names that led nowhere lead to files.
+        try requireOthers(than: sources, below, dataPath)
+        do throws(ToolError) {
+            try made.make(path)
+            if let dataPath { try made.make(dataPath) }
+            try requireOthers(than: sources, below.union(await filesBelow()), dataPath)
+            try await write(byteCount, dataPath)
+        } catch {
+            made.remove()
+            throw error
+        }
+        return made
+    }
+
+    private func write(_ byteCount: UInt64, _ dataPath: String?) async throws(ToolError) {
+        let file = try await OpenedImage.open(path, .raw, isReadOnly: false).file
+        var dataFile: RawFile?
+        if let dataPath { dataFile = try await OpenedImage.open(dataPath, .raw, isReadOnly: false).file }
         try await withImageErrors(path) { () throws(ImageError) in
             if format == .qcow2 {
                 try await ImageFile.create(file, virtualByteCount: byteCount, options, dataFile: dataFile)
@@ -155,6 +171,40 @@ struct ImageCreationPlan {
         }
         await file.close()
         await dataFile?.close()
+    }
+
+    /// - Throws: `.runtime` when a file that is to be made is one that is needed.
+    private func requireOthers(than sources: Set<FileIdentity>, _ below: Set<FileIdentity>, _ dataPath: String?) throws(ToolError) {
+        let image = HostProcess.identity(of: path)
+        let data = dataPath.flatMap(HostProcess.identity)
+        if let dataPath, image != nil, image == data { throw .runtime("'\(dataPath)' cannot be the image and its data file") }
+        for (name, identity) in [(path, image), (dataPath ?? "", data)] {
+            guard let identity else { continue }
+            if sources.contains(identity) { throw .runtime("'\(name)' is the source, or lies below it") }
+            if below.contains(identity) { throw .runtime("'\(name)' is the backing file, or lies below it") }
+        }
+    }
+
+    /// The backing file and all that can be found below it; with `-u` only itself, as it is not looked at.
+    private func filesBelow() async -> Set<FileIdentity> {
+        var files: Set<FileIdentity> = []
+        guard let name = options.backingFileName else { return files }
+        let format = options.backingFormat.flatMap { ImageFormat(rawValue: String(decoding: $0, as: UTF8.self)) }
+        var next = (try? ImagePath.resolve(String(decoding: name, as: UTF8.self), from: path)).map { (path: $0, format: format) }
+        while let (path, format) = next, let identity = HostProcess.identity(of: path), files.insert(identity).inserted {
+            next = nil
+            guard checksBacking, files.count < ImageChain.depthLimit else { break }
+            guard let opened = try? await OpenedImage.open(path, format, isLocked: false) else { break }
+            await opened.file.close()
+            guard let header = opened.image?.header else { break }
+            func resolve(_ name: [UInt8]?) -> String? {
+                name.flatMap { try? ImagePath.resolve(String(decoding: $0, as: UTF8.self), from: path) }
+            }
+            if header.hasDataFile, let file = resolve(header.dataFileName).flatMap(HostProcess.identity) { files.insert(file) }
+            let format = header.backingFormat.flatMap { ImageFormat(rawValue: String(decoding: $0, as: UTF8.self)) }
+            next = resolve(header.backingFileName).map { (path: $0, format: format) }
+        }
+        return files
     }
 
     /// What was made, in the words of qemu-img's options.

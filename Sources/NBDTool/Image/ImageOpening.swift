@@ -94,22 +94,6 @@ enum ImagePath {
         return path[...slash] + name
     }
 
-    /// Makes an empty file, or empties the one that is there.
-    static func makeEmpty(_ path: String) throws(ToolError) {
-        let status = HostProcess.status(of: path)
-        // A block device is written over, not made.
-        if let status, status.st_mode & S_IFMT != S_IFREG { return }
-        let descriptor = HostProcess.open(path, O_WRONLY | O_CREAT, mode: 0o644)
-        guard descriptor >= 0 else { throw .runtime("Could not create '\(path)': \(HostProcess.text(of: errno))") }
-        close(descriptor)
-    }
-
-    /// Whether both paths lead to one file.
-    static func isSame(_ first: String, _ second: String) -> Bool {
-        guard let first = HostProcess.status(of: first), let second = HostProcess.status(of: second) else { return false }
-        return first.st_dev == second.st_dev && first.st_ino == second.st_ino
-    }
-
     /// Bytes that the file takes of its disk.
     static func allocatedByteCount(of path: String) -> UInt64? {
         HostProcess.status(of: path).map { UInt64(clamping: $0.st_blocks) &* 512 }

@@ -10,6 +10,7 @@ struct ImageReport {
     var header: ImageHeader?
     var snapshots: [SnapshotEntry] = []
     var bitmaps: [BitmapDirectoryEntry] = []
+    var luks: LUKSHeader?
     /// The path of the backing file, if there is one that is a file.
     var backingPath: String?
 
@@ -19,11 +20,11 @@ struct ImageReport {
         allocatedByteCount = ImagePath.allocatedByteCount(of: opened.path)
         guard let image = opened.image else { return }
         header = image.header
-        (snapshots, bitmaps) = try await withImageErrors(path) { () throws(ImageError) in
+        (snapshots, bitmaps, luks) = try await withImageErrors(path) { () throws(ImageError) in
             do throws(FormatError) { try image.header.requireReadable() } catch  where image.header.encryption == .none {
                 throw .format(error)
             } catch {}
-            return (try await image.snapshots(), try await image.bitmaps())
+            return (try await image.snapshots(), try await image.bitmaps(), try await image.luksHeader())
         }
         if let name = image.header.backingFileName {
             backingPath = try? ImagePath.resolve(String(decoding: name, as: UTF8.self), from: path)
@@ -70,11 +71,39 @@ extension ImageReport {
             if let name = header.dataFileName { fields.append(("data-file", Self.string(name))) }
             fields.append(("data-file-raw", .bool(header.hasRawDataFile)))
         }
+        if let encryption = encryption(header) { fields.append(("encrypt", encryption)) }
         if header.version == 3 {
             fields.append(("corrupt", .bool(header.incompatibleFeatures.contains(.corrupt))))
             fields.append(("extended-l2", .bool(header.geometry.hasExtendedL2)))
         }
         return fields
+    }
+
+    private func encryption(_ header: ImageHeader) -> JSON? {
+        switch header.encryption {
+        case .none: return nil
+        case .aes: return .object([("format", .string("aes"))])
+        case .luks: break
+        }
+        guard let luks else { return .object([("format", .string("luks"))]) }
+        var fields: [(key: String, value: JSON)] = [
+            ("ivgen-alg", .string(luks.vectorAlgorithm)), ("hash-alg", .string(luks.hash)),
+            ("cipher-alg", .string("\(luks.cipherName)-\(luks.cipherBitCount)")), ("uuid", .string(luks.uuid)),
+        ]
+        if let hash = luks.vectorHash { fields.append(("ivgen-hash-alg", .string(hash))) }
+        let slots = luks.slots.map { slot in
+            let place = ("key-offset", JSON.integer(slot.offset))
+            guard slot.isActive else { return JSON.object([("active", .bool(false)), place]) }
+            return .object([
+                ("active", .bool(true)), ("iters", .integer(UInt64(slot.iterationCount))), place,
+                ("stripes", .integer(UInt64(slot.stripeCount))),
+            ])
+        }
+        return .object(
+            fields + [
+                ("format", .string("luks")), ("cipher-mode", .string(luks.cipherMode)), ("slots", .array(slots)),
+                ("payload-offset", .integer(luks.payloadOffset)), ("master-key-iters", .integer(UInt64(luks.masterKeyIterationCount))),
+            ])
     }
 
     static func json(_ snapshot: SnapshotEntry) -> JSON {
@@ -124,22 +153,21 @@ extension ImageReport {
         if let format = header.backingFormat { lines.append("backing file format: \(Self.text(format))") }
         if !snapshots.isEmpty { lines += ["Snapshot list:"] + Self.table(snapshots) }
         lines.append("Format specific information:")
-        for (key, value) in specific(header) {
-            let name = key.split(separator: "-").joined(separator: " ")
-            switch value {
-            case .string(let text): lines.append("    \(name): \(text.sanitized(limit: 1024))")
-            case .array: lines += ["    \(name):"] + bitmapLines
-            default: lines.append("    \(name): \(value.text)")
-            }
-        }
+        lines += Self.lines(specific(header), indent: "    ")
         return lines.joined(separator: "\n")
     }
 
-    private var bitmapLines: [String] {
-        bitmaps.enumerated().flatMap { index, bitmap in
-            ["        [\(index)]:", "            flags:"]
-                + Self.names(bitmap.flags).enumerated().map { "                [\($0)]: \($1)" }
-                + ["            name: \(Self.text(bitmap.name))", "            granularity: \(1 << bitmap.granularityBits)"]
+    private static func lines(_ fields: [(key: String, value: JSON)], indent: String) -> [String] {
+        fields.flatMap { key, value in lines(key.split(separator: "-").joined(separator: " "), value, indent: indent) }
+    }
+
+    private static func lines(_ name: String, _ value: JSON, indent: String) -> [String] {
+        switch value {
+        case .object(let fields): ["\(indent)\(name):"] + lines(fields, indent: indent + "    ")
+        case .array(let items):
+            ["\(indent)\(name):"] + items.enumerated().flatMap { lines("[\($0)]", $1, indent: indent + "    ") }
+        case .string(let text): ["\(indent)\(name): \(text.sanitized(limit: 1024))"]
+        default: ["\(indent)\(name): \(value.text)"]
         }
     }
 

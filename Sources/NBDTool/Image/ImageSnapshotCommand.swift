@@ -44,7 +44,7 @@ struct ImageSnapshotCommand: AsyncParsableCommand {
     }
 
     struct Apply: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Make the disk what it was; later changes are lost.")
+        static let configuration = CommandConfiguration(abstract: "Make the disk what it was; later changes are lost.", discussion: "Not while the image has bitmaps.")
         @Argument(help: "The image.")
         var file: String
         @Argument(help: "Id or name of the snapshot.")
@@ -59,11 +59,11 @@ struct ImageSnapshotCommand: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Forget a snapshot.")
         @Argument(help: "The image.")
         var file: String
-        @Argument(help: "Id or name of the snapshot.")
+        @Argument(help: "Name of the snapshot.")
         var snapshot: String
 
         func run() async throws {
-            try await change(file) { image throws(ImageError) in try await image.deleteSnapshot(Array(snapshot.utf8)) }
+            try await change(file) { image throws(ImageError) in try await image.deleteSnapshot(named: Array(snapshot.utf8)) }
         }
     }
 

@@ -89,7 +89,8 @@ final class BitmapStore: Sendable {
     ) async throws(BlockError) -> Stored {
         var stored = Stored(entry: entry)
         let reader = BitmapReader(entry: entry, metadata: metadata, virtualByteCount: virtualByteCount)
-        guard entry.isUsable, let name = String(validating: entry.name, as: UTF8.self) else {
+        // A name is only bytes to the format. One that nobody can ask for is no reason not to serve the disk; the bitmap is kept, under it.
+        guard entry.isUsable, let name = String(validating: entry.name, as: UTF8.self), !name.utf8.contains(0) else {
             stored.clusters = try await reader.clusters(of: try await reader.table())
             return stored
         }

@@ -73,6 +73,12 @@ extension ImageHeader {
     public var l1TableByteCount: UInt64 { UInt64(l1EntryCount) * 8 }
     public var refcountTableByteCount: UInt64 { UInt64(refcountTableClusterCount) << UInt64(geometry.clusterBits) }
 
+    /// Where the LUKS header is, in the image.
+    var encryptionHeader: (offset: UInt64, byteCount: UInt64)? {
+        for case .encryption(let offset, let byteCount) in extensions where encryption == .luks { return (offset, byteCount) }
+        return nil
+    }
+
     /// The name of the driver of the backing file, when the image tells it.
     public var backingFormat: [UInt8]? {
         for case .backingFormat(let name) in extensions { return name }

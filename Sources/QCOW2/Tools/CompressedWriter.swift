@@ -2,14 +2,16 @@ import Block
 
 /// Fills a new image with compressed clusters, from the front of the disk to its end.
 ///
-/// Packed clusters follow each other without gaps, so many share a host cluster. The refcounts come last, counted from the tables; until
-/// then the image is marked dirty.
+/// Packed clusters follow each other without gaps, so many share a host cluster: as many as its refcount can count. The refcounts come
+/// last, counted from the tables; until then the image is marked dirty.
 public final class CompressedWriter {
     private let image: ImageFile
     private var l1: [UInt64]
     private var table: (index: Int, bytes: [UInt8])?
     /// The end of what is written, in bytes.
     private var end: UInt64
+    /// References to the host cluster that `end` lies in; 0 at its start.
+    private var sharedCount: UInt64 = 0
     private var geometry: ImageGeometry { image.geometry }
 
     /// - Parameter image: fresh from `ImageFile.create`, without preallocation or data file.
@@ -36,9 +38,10 @@ public final class CompressedWriter {
             table = (index, [UInt8](repeating: 0, count: geometry.clusterByteCount))
         }
         let entry: L2Entry
+        if sharedCount >= geometry.refcountWidth.maximum { alignEnd() }
         if let packed, let place = CompressedCluster(hostOffset: end, byteCount: packed.count, in: geometry) {
             try await image.write(packed, at: end)
-            end += UInt64(packed.count)
+            advance(by: packed.count)
             entry = L2Entry(place, in: geometry)
         } else {
             alignEnd()
@@ -57,7 +60,19 @@ public final class CompressedWriter {
         table = (index, bytes)
     }
 
-    private func alignEnd() { end = geometry.clusterCount(of: end) << UInt64(geometry.clusterBits) }
+    /// Behind a packed cluster, which is smaller than a cluster and so lies in two at most.
+    private func advance(by count: Int) {
+        let start = end
+        end += UInt64(count)
+        let bits = UInt64(geometry.clusterBits)
+        let isInside = end & (1 << bits - 1) != 0
+        sharedCount = !isInside ? 0 : start >> bits == end >> bits ? sharedCount + 1 : 1
+    }
+
+    private func alignEnd() {
+        sharedCount = 0
+        end = geometry.clusterCount(of: end) << UInt64(geometry.clusterBits)
+    }
 
     private func finishTable() async throws(ImageError) {
         guard let (index, bytes) = table else { return }

@@ -7,7 +7,9 @@ extension ImageFile {
     /// - Parameter granularity: bytes for each bit, a power of two of 512 bytes to 2 GiB; nil: the cluster size, within 4 KiB … 64 KiB.
     public func addBitmap(_ name: [UInt8], granularity: UInt64? = nil, isEnabled: Bool = true) async throws(ImageError) {
         guard header.version == 3 else { throw .refused("bitmaps need compat=1.1") }
-        guard (1...FormatLimits.bitmapNameByteCount).contains(name.count) else { throw .refused("a bitmap's name has 1 to 1023 bytes") }
+        guard (1...FormatLimits.bitmapNameByteCount).contains(name.count), !name.contains(0) else {
+            throw .refused("a bitmap's name has 1 to 1023 bytes and no NUL")
+        }
         let granularity = granularity ?? UInt64(min(max(clusterByteCount, 4096), 65536))
         guard granularity.nonzeroBitCount == 1, FormatLimits.bitmapGranularityBits.contains(granularity.trailingZeroBitCount) else {
             throw .refused("granularity is a power of two, 512 bytes to 2 GiB; not \(granularity)")

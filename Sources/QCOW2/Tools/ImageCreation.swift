@@ -7,7 +7,8 @@ extension ImageFile {
     ///
     /// The header comes last, so a file that was not finished is no image.
     ///
-    /// - Parameter dataFile: the external data file, if `options` name one: made as long as the disk. A raw one is always mapped.
+    /// - Parameter dataFile: the external data file, if `options` name one: emptied, and made as long as the disk. A raw one is always
+    ///   mapped.
     /// - Throws: `.refused` for options that contradict each other or do not fit the size.
     @discardableResult
     public static func create(
@@ -25,9 +26,10 @@ extension ImageFile {
         image.header.refcountTableClusterCount = UInt32(layout.refcountTableClusterCount)
         image.header.l1TableOffset = header.l1EntryCount == 0 ? 0 : layout.offset(of: layout.l1Cluster)
         try await image.resize(to: 0)
+        let isStale = device.currentByteCount > 0
         try await image.writeRefcounts(layout)
         try await image.writeMapping(layout)
-        try await image.preallocate(layout, options, dataFile)
+        try await image.preallocate(layout, options, dataFile, isStale: isStale)
         try await image.flush()
         try await image.writeHeader()
         return image
@@ -40,9 +42,8 @@ extension ImageFile {
         guard virtualByteCount <= FormatLimits.virtualByteCount - 511 else { throw .refused("a disk has at most 2^63 - 1 bytes") }
         let byteCount = (virtualByteCount + 511) & ~511
         do throws(BlockError) {
-            try await device.resize(to: 0)
-            try await device.resize(to: byteCount)
-            try await reserve(ByteRange(ofDevice: byteCount), of: device, preallocation)
+            let isStale = try await empty(device, to: byteCount)
+            try await reserve(ByteRange(ofDevice: byteCount), of: device, isStale: isStale, preallocation)
         } catch {
             throw .device(error)
         }
@@ -91,27 +92,44 @@ extension ImageFile {
         }
     }
 
-    private func preallocate(_ layout: ImageLayout, _ options: ImageOptions, _ dataFile: (any ResizableDevice)?) async throws(ImageError) {
+    /// - Parameter isStale: the device of the image still has what it held.
+    private func preallocate(
+        _ layout: ImageLayout, _ options: ImageOptions, _ dataFile: (any ResizableDevice)?, isStale: Bool
+    ) async throws(ImageError) {
         try await resize(to: layout.fileByteCount)
         let place = dataFile ?? device
         let start = dataFile == nil ? layout.offset(of: layout.dataCluster) : 0
         let byteCount = layout.mappedClusterCount << UInt64(geometry.clusterBits)
         do throws(BlockError) {
-            if let dataFile { try await dataFile.resize(to: header.virtualByteCount) }
+            var isStale = isStale
+            if let dataFile { isStale = try await Self.empty(dataFile, to: header.virtualByteCount) }
+            guard layout.mappedClusterCount > 0 else { return }
             guard let range = ByteRange(start: start, count: dataFile == nil ? byteCount : header.virtualByteCount), !range.isEmpty else {
                 return
             }
-            try await Self.reserve(range, of: place, options.preallocation)
+            try await Self.reserve(range, of: place, isStale: isStale, options.preallocation)
         } catch {
             throw .device(error)
         }
     }
 
+    /// Gives a device a size, and takes what it held.
+    ///
+    /// - Returns: whether it still has that: a disk of the host does not become shorter.
+    private static func empty(_ device: any ResizableDevice, to byteCount: UInt64) async throws(BlockError) -> Bool {
+        try await device.resize(to: 0)
+        let isStale = device.currentByteCount > 0
+        try await device.resize(to: byteCount)
+        return isStale
+    }
+
+    /// Makes a range of zeroes, which it is already unless the device `isStale`, take its space.
     private static func reserve(
-        _ range: ByteRange, of device: any ResizableDevice, _ preallocation: ImageOptions.Preallocation
+        _ range: ByteRange, of device: any ResizableDevice, isStale: Bool, _ preallocation: ImageOptions.Preallocation
     ) async throws(BlockError) {
         switch preallocation {
-        case .off, .metadata: break
+        case .off, .metadata:
+            if isStale { try await device.writeZeroes(range, .mayUnmap) }
         case .falloc:
             guard device.info.abilities.zeroes == .native else { throw BlockError(.unsupported, "this file cannot reserve space") }
             try await device.writeZeroes(range, [])

@@ -117,6 +117,13 @@ extension ImageFile {
         }
     }
 
+    /// What can be told of the encryption without a key; nil when it is not LUKS, or its header is damaged.
+    public func luksHeader() async throws(ImageError) -> LUKSHeader? {
+        guard let place = header.encryptionHeader, place.byteCount >= UInt64(LUKSHeader.byteCount), place.offset < byteCount else { return nil }
+        let bytes = try await read(at: place.offset, count: LUKSHeader.byteCount)
+        return LUKSHeader(decoding: bytes.rawBytes)
+    }
+
     /// The bitmaps that are stored in the image. Empty when the extension is there but was not kept up by the last writer.
     public func bitmaps() async throws(ImageError) -> [BitmapDirectoryEntry] {
         guard let place = header.bitmaps, header.autoclearFeatures.contains(.bitmaps) else { return [] }

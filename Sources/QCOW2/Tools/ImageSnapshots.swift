@@ -33,11 +33,14 @@ extension ImageFile {
         return id
     }
 
-    /// Forgets a snapshot: by id, or else by name.
-    public func deleteSnapshot(_ idOrName: [UInt8]) async throws(ImageError) {
+    /// Forgets a snapshot: the first of that name.
+    ///
+    /// Ids are not asked: a name may look like another snapshot's id, and what is deleted does not come back. `qemu-img` does the same.
+    public func deleteSnapshot(named name: [UInt8]) async throws(ImageError) {
         let editor = try await ImageEditor(self)
         var entries = try await snapshots()
-        let entry = entries.remove(at: try find(idOrName, in: entries))
+        guard let index = entries.firstIndex(where: { $0.name == name }) else { throw noSnapshot(name) }
+        let entry = entries.remove(at: index)
         let l1 = try await loadL1(entry.l1TableOffset, entry.l1EntryCount)
         try await replaceSnapshots(entries, editor)
         try await changeReferences(below: l1, by: .fewer, editor)
@@ -49,10 +52,18 @@ extension ImageFile {
     }
 
     /// Makes the disk what it was when the snapshot was taken; what has changed since is lost.
+    ///
+    /// - Parameter idOrName: an id, or else the first that has this name.
+    /// - Throws: `.refused` also while the image has bitmaps, enabled or not: all of the disk may change, and none of them would say so.
     public func applySnapshot(_ idOrName: [UInt8]) async throws(ImageError) {
         let editor = try await ImageEditor(self)
         let entries = try await snapshots()
-        let entry = entries[try find(idOrName, in: entries)]
+        let found = entries.first { $0.id == idOrName } ?? entries.first { $0.name == idOrName }
+        guard let entry = found else { throw noSnapshot(idOrName) }
+        if let bitmap = try await bitmaps().first {
+            let name = String(decoding: bitmap.name, as: UTF8.self)
+            throw .refused("the bitmap \"\(name)\" would not know what has changed: remove the image's bitmaps first")
+        }
         let size = entry.virtualByteCount ?? header.virtualByteCount
         guard size == header.virtualByteCount else {
             throw .refused("the snapshot is of a disk of \(size) bytes: resize the image to that first")
@@ -80,11 +91,8 @@ extension ImageFile {
 
     private enum Change { case more, fewer }
 
-    private func find(_ idOrName: [UInt8], in entries: [SnapshotEntry]) throws(ImageError) -> Int {
-        guard let index = entries.firstIndex(where: { $0.id == idOrName }) ?? entries.firstIndex(where: { $0.name == idOrName }) else {
-            throw .refused("there is no snapshot \"\(String(decoding: idOrName, as: UTF8.self))\"")
-        }
-        return index
+    private func noSnapshot(_ name: [UInt8]) -> ImageError {
+        .refused("there is no snapshot \"\(String(decoding: name, as: UTF8.self))\"")
     }
 
     private func loadL1(_ offset: UInt64, _ count: UInt32) async throws(ImageError) -> [UInt64] {

@@ -10,7 +10,13 @@ import Glibc
 func write(_ bytes: [UInt8], to path: String) throws {
     let descriptor = open(path, O_CREAT | O_EXCL | O_WRONLY, 0o600)
     guard descriptor >= 0 else { throw HostFailure(code: errno) }
-    close(descriptor)
+    defer { close(descriptor) }
+    var done = 0
+    while done < bytes.count {
+        let count = bytes[done...].withUnsafeBytes { pwrite(descriptor, $0.baseAddress, $0.count, off_t(done)) }
+        guard count > 0 else { throw HostFailure(code: errno) }
+        done += count
+    }
 }
 
 func remove(_ path: String) { unlink(path) }

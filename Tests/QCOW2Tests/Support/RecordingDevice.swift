@@ -23,9 +23,12 @@ final class RecordingDevice: ResizableDevice {
     let info: DeviceInfo
     let first: [UInt8]
     private let state: Mutex<State>
+    private let discarded: UInt8
 
-    init(_ bytes: [UInt8], isReadOnly: Bool = false) {
+    /// - Parameter discarded: what is found where bytes were discarded.
+    init(_ bytes: [UInt8], isReadOnly: Bool = false, discarded: UInt8 = 0xDD) {
         first = bytes
+        self.discarded = discarded
         state = Mutex(State(bytes: bytes))
         info = DeviceInfo(
             byteCount: UInt64(bytes.count), blockSize: BlockSize(maximum: 64 << 20), abilities: .allNative, isReadOnly: isReadOnly)
@@ -66,9 +69,9 @@ final class RecordingDevice: ResizableDevice {
         try record(.write(offset: range.start, bytes: [UInt8](repeating: 0, count: Int(range.count))))
     }
 
-    /// As hostile as allowed: what was there is gone.
+    /// As hostile as allowed, unless told otherwise: what was there is gone.
     func discard(_ range: ByteRange) async throws(BlockError) {
-        try record(.write(offset: range.start, bytes: [UInt8](repeating: 0xDD, count: Int(range.count))))
+        try record(.write(offset: range.start, bytes: [UInt8](repeating: discarded, count: Int(range.count))))
     }
 
     func flush() async throws(BlockError) { try record(.flush) }

@@ -80,8 +80,10 @@ enum TestImage {
         return bytes
     }
 
-    static func open(_ file: RecordingDevice, backing: (any BlockDevice)? = nil, _ options: QCOW2Image.Options = .init()) async throws -> QCOW2Image {
-        try await QCOW2Image.open(try await ImageHeader.read(from: file), on: file, backing: backing, options)
+    static func open(
+        _ file: RecordingDevice, backing: (any BlockDevice)? = nil, dataFile: RecordingDevice? = nil, _ options: QCOW2Image.Options = .init()
+    ) async throws -> QCOW2Image {
+        try await QCOW2Image.open(try await ImageHeader.read(from: file), on: file, backing: backing, dataFile: dataFile, options)
     }
 }
 
@@ -140,12 +142,12 @@ struct ReferenceCheck {
                 if isActive { flags.append((entry.tableOffset, entry.isCopied, "L1 entry \(index)")) }
                 for at in stride(from: entry.tableOffset, to: entry.tableOffset + cluster, by: geometry.l2EntryByteCount) {
                     let entry = L2Entry(rawDescriptor: word(at), subclusters: SubclusterBitmap(rawValue: geometry.hasExtendedL2 ? word(at + 8) : 0))
-                    switch try entry.mapping(in: geometry, hasDataFile: false) {
+                    switch try entry.mapping(in: geometry, hasDataFile: header.hasDataFile) {
                     case .compressed(let place):
                         let clusters = place.hostClusters(in: geometry)
                         name(clusters.first, clusters.last - clusters.first + cluster, "compressed cluster")
                     case let mapping:
-                        guard let host = mapping.hostCluster else { continue }
+                        guard let host = mapping.hostCluster, !header.hasDataFile else { continue }
                         name(host, cluster, "data cluster")
                         if isActive { flags.append((host, entry.isCopied, "L2 entry at \(at)")) }
                     }
