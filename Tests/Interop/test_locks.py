@@ -46,7 +46,7 @@ class TestLocks:
             found = []
             for name in overlay, directory / "image.qcow2":
                 if program == "theirs":
-                    path = directory / "theirs"
+                    path = directory / f"{name.name}.theirs"
                     server = start(need("qemu-nbd"), "-t", "-f", "qcow2", *(["-r"] if read_only else []), "-k", path, name, await_uri=False)
                     server.wait_for(path.exists, "qemu-nbd")
                 else:
