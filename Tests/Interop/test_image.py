@@ -472,9 +472,20 @@ ENCRYPTIONS = ["encrypt.format=aes", "compat=0.10,encrypt.format=aes", "encrypt.
                "encrypt.ivgen-hash-alg=sha256,encrypt.hash-alg=sha1"]
 
 
+def encrypted(tools, name, options):
+    for _ in range(10):
+        # On a busy machine qemu-img finds that it cannot tell how long a key takes.
+        made = tools.qemu("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", f"{options},encrypt.key-secret=s",
+                          name, "1M", ok=(0, 1))
+        if made.returncode == 0:
+            return
+        assert "CPU usage" in made.stderr, made.stderr
+    pytest.skip("the machine is too busy for keys")
+
+
 @pytest.mark.parametrize("options", ENCRYPTIONS)
 def test_of_an_encrypted_image_is_told_what_needs_no_key(tools, options):
-    tools.qemu("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", f"{options},encrypt.key-secret=s", "image", "1M")
+    encrypted(tools, "image", options)
     (_, ours), (_, theirs) = tools.both("info", "image")
     assert ours == theirs
     assert tools.nbd("info", "image").stdout == tools.qemu("info", "image").stdout
@@ -486,8 +497,7 @@ def test_of_an_encrypted_image_is_told_what_needs_no_key(tools, options):
 
 
 def test_encrypted_and_unknown_images_are_refused_by_name(tools):
-    tools.qemu("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o",
-               "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "luks", "1M")
+    encrypted(tools, "luks", "encrypt.format=luks,encrypt.iter-time=10")
     assert json.loads(tools.nbd("info", "--json", "luks").stdout)["encrypted"] is True
     assert "LUKS" in tools.nbd("check", "luks", ok=(1,)).stderr
     tools.qemu("create", "-q", "-f", "qcow2", "new", "1M")
