@@ -40,6 +40,8 @@ extension InfoReport {
     }
 
     private static func describe(_ uri: NBDURI, _ client: NBDClient, _ report: InfoReport) async throws -> Export {
+        var uri = uri
+        if report.isEncrypted { uri.requiresTLS = true }
         let name = uri.exportName
         if let session = try await client.session { return Export(info: session.info, uri: "\(uri)", contexts: nil) }
         guard report.style == .fixedNewstyle else { return Export(info: try await client.go(name).info, uri: "\(uri)", contexts: nil) }

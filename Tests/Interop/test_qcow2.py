@@ -240,6 +240,27 @@ class TestFiles:
         done = run(servers.NBD, "serve", "-f", "qcow2", "-k", directory / "socket", linked, status=1)
         assert "--allow-path" in done.stderr
 
+    @pytest.mark.parametrize("options", [[], ["extended_l2=on"]])
+    def test_what_is_zeroed_in_a_raw_data_file_is_told_as_qemu_tells_it(self, serve, directory, qemu_nbd, options):
+        commands = ["write -P 1 0 8M", "discard 0 4M", "write -z -u 4M 2M", "write -P 2 1M 64k", "write -z 7M 128k"]
+        words = [word for command in commands for word in ("-c", command)]
+        found = []
+        for who in "ours", "theirs":
+            image, data = directory / f"{who}.qcow2", directory / f"{who}.data"
+            create(image, 10 * MIB, f"data_file={data}", "data_file_raw=on", *options)
+            if who == "ours":
+                server = serve(image, extra=["-f", "qcow2"])
+                run(need("qemu-io"), "-f", "raw", *words, server.uri)
+                server.stop()
+            else:
+                run(need("qemu-io"), "-d", "unmap", "-f", "qcow2", *words, image)
+            check(image)
+            told = extents(qemu_nbd(image), "base:allocation")
+            qemu_nbd.stop()
+            assert extents(serve(image, read_only=True, extra=["-f", "qcow2"]).uri, "base:allocation") == told
+            found.append((told, data.read_bytes()))
+        assert found[0] == found[1]
+
     def test_a_format_that_nobody_says_is_not_guessed(self, serve, directory):
         base = random_file(directory / "base.raw", MIB)
         image = create(directory / "image.qcow2", MIB, backing=base)

@@ -65,7 +65,8 @@ class TestClients:
             words = ["--object", f"tls-creds-psk,id=c,dir={pki.psk},username=alice"]
         else:
             words = ["--object", f"tls-creds-x509,id=c,dir={pki.client if kind == X509 else pki.bare}"]
-        assert '"TLS": true' in out(NBD, "list", "--json", *words, "--tls-creds", "c", server.uri)
+        listed = out(NBD, "list", "--json", *words, "--tls-creds", "c", server.uri.replace("nbds", "nbd", 1))
+        assert '"TLS": true' in listed and '"uri": "nbds' in listed
         run(NBD, "info", "--is", "tls", *words, "--tls-creds", "c", server.uri)
 
 

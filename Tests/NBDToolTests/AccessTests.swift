@@ -100,7 +100,8 @@ import Testing
         arguments: [
             ("[[allow]]\nexport = \"a\"", "allow[0]: 'may' is missing"), ("[[allow]]\nmay = \"fly\"", "allow[0].may"),
             ("[[allow]]\nmay = []", "'allow[0].may': is empty"), ("[[allow]]\nmay = \"read\"\nuid = \"root\"", "allow[0].uid"),
-            ("[[allow]]\nmay = \"read\"\nuid = -1", "allow[0].uid"), ("[[deny]]\nfrom = [\"x\"]", "deny[0].from"),
+            ("[[allow]]\nmay = \"read\"\nuid = -1", "'allow[0].uid': expected a number"),
+            ("[[deny]]\nfrom = [\"x\"]", "deny[0].from"),
             ("[[deny]]\ncolour = \"red\"", "unknown key 'colour'"), ("sandbox = \"maybe\"", "sandbox"),
             ("[limits]\nhandshakes = -1", "limits.handshakes"),
         ])

@@ -9,7 +9,6 @@ import Testing
 
     // S-TLS-01, S-SRV-02
     @Test func `requires TLS unless told otherwise`() throws {
-        #expect(try servePlan(Self.object + ["a"]).tls == nil)
         #expect(try servePlan(Self.object + ["--tls-creds", "t", "a"]).tls == .init(credentials: Self.credentials, policy: .required))
         #expect(
             try servePlan(Self.object + ["--tls-creds", "t", "--tls", "optional", "a"]).tls
@@ -40,6 +39,11 @@ import Testing
     func `is refused when it makes no sense`(words: [String], reason: String) {
         let error = #expect(throws: ToolError.self) { try servePlan(words + ["a"]) }
         #expect(error?.message.contains(reason) == true, "\(String(describing: error))")
+    }
+
+    @Test func `is not forgotten`() {
+        let error = #expect(throws: ToolError.self) { try servePlan(Self.object + ["a"]) }
+        #expect(error?.message.contains("'t' are not used") == true)
     }
 
     @Test func `does not mark exports that nobody could reach`() {

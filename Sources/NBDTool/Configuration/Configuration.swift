@@ -174,8 +174,16 @@ struct ConfiguredList<Element: Decodable & Equatable & Sendable>: Equatable, Sen
 
     init(from decoder: any Decoder) throws {
         let container = try decoder.singleValueContainer()
-        // The error about an array is the better one: it names the element.
-        if let one = try? container.decode(Element.self) { elements = [one] } else { elements = try container.decode([Element].self) }
+        if let one = try? container.decode(Element.self) {
+            elements = [one]
+        } else {
+            guard (try? decoder.unkeyedContainer()) != nil else {
+                let expected = Element.self == UInt32.self ? "a number from 0 to \(UInt32.max)" : "a text"
+                throw DecodingError.dataCorruptedError(in: container, debugDescription: "expected \(expected), or an array of such")
+            }
+            // This error names the element.
+            elements = try container.decode([Element].self)
+        }
         guard !elements.isEmpty else {
             throw DecodingError.dataCorruptedError(in: container, debugDescription: "is empty: without the key, anything fits")
         }

@@ -19,6 +19,12 @@ extension ServePlan {
             guard tls != nil else { throw .usage("--tls needs --tls-creds") }
             tls?.policy = try Self.policy(text, "--tls")
         }
+        if tls == nil, options.style == .nbd {
+            for (id, object) in objects.sorted(by: { $0.key < $1.key }) {
+                guard case .tlsCredentials = object else { continue }
+                throw .usage("--object: the credentials '\(id.sanitized())' are not used: encrypt with them by --tls-creds \(id.sanitized())")
+            }
+        }
         if let id = options.tlsAuthorization {
             guard tls != nil else { throw .usage("--tls-authz is not permitted without --tls-creds") }
             guard case .authorization(let plan) = objects[id] else {

@@ -105,7 +105,7 @@ struct ServePlan: Equatable, Sendable {
             requestLimit = count
         }
         if let text = options.handshakeLimit { handshakeLimit = try Limits.seconds(text, "--handshake-limit") }
-        if let text = options.drainLimit { drainLimit = try Limits.seconds(text, "--drain-limit") }
+        if let text = options.drainLimit { drainLimit = try Limits.seconds(text, "--drain-limit", zero: "no time at all") }
         if let text = options.poll {
             guard let microseconds = Int(text) else { throw .usage("invalid --poll '\(text.sanitized())': expected microseconds, 0 for none") }
             pollLimit = try Limits.poll(microseconds, "--poll")
@@ -160,10 +160,10 @@ struct ServePlan: Equatable, Sendable {
 enum Limits {
     static let requests = 1...1024
 
-    /// Whole seconds, 0 to 2^31 - 1; 0 means no limit.
-    static func seconds(_ text: String, _ option: String) throws(ToolError) -> Duration {
+    /// Whole seconds, 0 to 2^31 - 1; 0 means no limit, if nothing else.
+    static func seconds(_ text: String, _ option: String, zero: String = "no limit") throws(ToolError) -> Duration {
         guard let seconds = Int32(text), seconds >= 0 else {
-            throw .usage("invalid \(option) '\(text.sanitized())': expected whole seconds, 0 for no limit")
+            throw .usage("invalid \(option) '\(text.sanitized())': expected whole seconds, 0 for \(zero)")
         }
         return .seconds(seconds)
     }

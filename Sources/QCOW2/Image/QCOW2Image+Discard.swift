@@ -13,8 +13,8 @@ extension QCOW2Image {
         let start = (range.start + size - 1) & ~(size - 1)
         guard start < end, let whole = ByteRange(start: start, count: end - start) else { return }
         if header.hasRawDataFile {
-            // The data file must read the same without the image: only its own holes.
-            try await discardData(whole)
+            // The data file must read the same without the image: only what is zero there, too, may be called so.
+            if data.info.abilities.zeroes == .native { try await zeroThrough(whole, .mayUnmap) } else { try await discardData(whole) }
         } else {
             try await changeClusters(whole, .discard)
         }

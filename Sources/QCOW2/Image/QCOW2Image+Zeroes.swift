@@ -19,28 +19,33 @@ extension QCOW2Image {
         var options = options
         if !self.options.honorsDiscard { options.remove(.mayUnmap) }
         if header.hasRawDataFile {
-            try await writeZeroesThrough(range, options)
+            try await zeroThrough(range, options)
         } else {
             try await zero(range, options)
         }
         if options.contains(.durable) || self.options.writesThrough { try await flush() }
     }
 
-    /// The data file must read the same without the image.
-    private func writeZeroesThrough(_ range: ByteRange, _ options: WriteOptions) async throws(BlockError) {
+    /// The data file must read the same without the image. The tables come first: a write that comes in between stays in both, or in neither.
+    func zeroThrough(_ range: ByteRange, _ options: WriteOptions) async throws(BlockError) {
         guard data.info.abilities.zeroes == .native else {
             guard !options.contains(.fast) else { throw Self.notFast() }
             return try await writeZeroBytes(range)
         }
+        if let whole = wholeUnits(of: range) { try await changeClusters(whole, .zeroes(unmap: false)) }
         try await data.writeZeroes(range, options.subtracting(.durable))
     }
 
-    private func zero(_ range: ByteRange, _ options: WriteOptions) async throws(BlockError) {
-        // The unit of what a table can say. The end of the disk ends a unit, too.
+    /// What a table can say of a range: whole clusters or subclusters. The end of the disk ends one, too.
+    private func wholeUnits(of range: ByteRange) -> ByteRange? {
         let unit = UInt64(header.version < 3 ? geometry.clusterByteCount : geometry.subclusterByteCount)
         let end = range.end == info.byteCount ? (range.end + unit - 1) & ~(unit - 1) : range.end & ~(unit - 1)
         let start = (range.start + unit - 1) & ~(unit - 1)
-        let whole = start < end ? ByteRange(start: start, count: min(end, info.byteCount) - start) : nil
+        return start < end ? ByteRange(start: start, count: min(end, info.byteCount) - start) : nil
+    }
+
+    private func zero(_ range: ByteRange, _ options: WriteOptions) async throws(BlockError) {
+        let whole = wholeUnits(of: range)
         if options.contains(.fast) { try await requireFast(range, whole) }
         guard let whole else { return try await zeroPart(range) }
         try await zeroPart(range.prefix(whole.start - range.start))
