@@ -98,8 +98,9 @@ extension ServePlan {
             ("--size", options.size != nil), ("--format", options.format != nil), ("--image-opts", options.takesImageOptions),
             ("--allocation-depth", options.showsAllocationDepth), ("--bitmap", !options.bitmaps.isEmpty),
             ("--track", !options.tracks.isEmpty),
-            ("--load-snapshot", options.loadSnapshot != nil), ("--snapshot", options.usesTemporaryOverlay),
+            ("--load-snapshot", options.loadSnapshot != nil),
         ]
+        if options.usesTemporaryOverlay { throw .usage("--snapshot needs an image operand") }
         for (option, isGiven) in given where isGiven { throw .usage("\(option) needs an image operand; use the keys of --export instead") }
         guard options.exports.isEmpty else { return }
         let defaults: [(String, String?)] = [
