@@ -1,5 +1,6 @@
 import Block
 import BlockDrivers
+import Synchronization
 import Testing
 
 @testable import QCOW2
@@ -91,6 +92,28 @@ import Testing
         #expect(differing.isEmpty, "\(differing.prefix(5))")
         #expect((0..<8192).allSatisfy { found[$0] != 0 })
         await reopened.close()
+    }
+
+    @Test func `keeps no more of its tables in memory than its limits say`() async throws {
+        let file = RecordingDevice(try TestImage.empty(4 << 20, clusterBits: 9))
+        var options = QCOW2Image.Options()
+        // Of 128 L2 tables and 33 refcount blocks, each of 512 bytes.
+        options.limits = MetadataLimits(l2ByteCount: 8 * 512, refcountByteCount: 4 * 512)
+        let image = try await TestImage.open(file, options)
+        for round in 0..<2 as Range<UInt8> {
+            for offset in stride(from: 0, to: 4 << 20, by: 32768) {
+                try await fill(image, UInt64(offset), 1000, round + 1)
+                #expect(image.metadata.cache.byteCount <= 2 * 8 * 512)
+                #expect(image.metadata.state.withLock { $0.refcounts.loadedByteCount } <= 2 * 4 * 512)
+            }
+        }
+        try await image.flush()
+        for offset in stride(from: 0, to: 4 << 20, by: 32768) {
+            #expect(try await image.bytes(at: UInt64(offset), count: 1000) == [UInt8](repeating: 2, count: 1000))
+            #expect(image.metadata.cache.byteCount <= 8 * 512)
+        }
+        await image.close()
+        #expect(try await isSound(file))
     }
 
     @Test func `uses a freed cluster again only when no mapper can name it`() async throws {
