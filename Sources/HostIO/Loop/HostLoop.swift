@@ -93,7 +93,7 @@ public protocol LoopClient: AnyObject {
     private var smoothedGap: UInt64 = gapLimit
 
     /// Longer gaps count as this long, so that one long pause is soon forgotten.
-    private static let gapLimit: UInt64 = 500_000
+    private static let gapLimit: UInt64 = 200_000
     /// With more busy clients than this, one look at all sockets is cheaper.
     private static let busyLimit = 4
     private static let missLimit = 64
