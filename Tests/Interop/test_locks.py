@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import socket
 import struct
 
 import pytest
@@ -31,13 +32,32 @@ def image(directory):
     return write(create(directory / "a.qcow2", 8 * MIB), "write -P 1 0 4M")
 
 
+@pytest.fixture
+def qemu_nbd(start, directory):
+    """`qemu_nbd("-f", "raw", image)`, once it has opened everything: it listens before that, and greets after it."""
+    count = 0
+
+    def qemu_nbd(*words):
+        nonlocal count
+        count += 1
+        path = directory / f"qemu{count}"
+        server = start(need("qemu-nbd"), "-t", "-k", path, *words, await_uri=False)
+        server.wait_for(path.exists, "qemu-nbd")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            client.connect(str(path))
+            assert client.recv(8) == b"NBDMAGIC"
+        return server
+    return qemu_nbd
+
+
 def refused(*words):
     assert BUSY in run(servers.NBD, *words, status=1).stderr
 
 
 class TestLocks:
     @pytest.mark.parametrize("read_only", [False, True])
-    def test_are_those_of_qemu_nbd(self, serve, start, directory, image, read_only):
+    def test_are_those_of_qemu_nbd(self, serve, qemu_nbd, directory, image, read_only):
         overlay = create(directory / "top.qcow2", 8 * MIB, backing=image)
         data_file(directory)
         files = [overlay, image, directory / "image.qcow2", directory / "image.data"]
@@ -46,9 +66,7 @@ class TestLocks:
             found = []
             for name in overlay, directory / "image.qcow2":
                 if program == "theirs":
-                    path = directory / f"{name.name}.theirs"
-                    server = start(need("qemu-nbd"), "-t", "-f", "qcow2", *(["-r"] if read_only else []), "-k", path, name, await_uri=False)
-                    server.wait_for(path.exists, "qemu-nbd")
+                    server = qemu_nbd("-f", "qcow2", *(["-r"] if read_only else []), name)
                 else:
                     server = serve(name, read_only=read_only, extra=["-f", "qcow2"])
                 found.append([locked(file) for file in files])
@@ -73,13 +91,12 @@ class TestLocks:
         run(servers.NBD, "image", "check", image)
 
     @pytest.mark.parametrize("who", ["ours", "theirs"])
-    def test_keep_writers_off_what_is_read(self, serve, start, directory, image, who):
+    def test_keep_writers_off_what_is_read(self, serve, qemu_nbd, directory, image, who):
         run(servers.NBD, "image", "snapshot", "create", image, "s")
         if who == "ours":
             serve(image, read_only=True, extra=["-f", "qcow2"])
         else:
-            start(need("qemu-nbd"), "-r", "-t", "-f", "qcow2", "-k", directory / "q", image, await_uri=False).wait_for(
-                (directory / "q").exists, "qemu-nbd")
+            qemu_nbd("-r", "-f", "qcow2", image)
         refused("image", "snapshot", "apply", image, "s")
         refused("image", "snapshot", "delete", image, "s")
         refused("image", "resize", image, "16M")
@@ -107,12 +124,11 @@ class TestLocks:
             run(servers.NBD, "image", *words)
 
     @pytest.mark.parametrize("who", ["ours", "theirs"])
-    def test_keep_the_size_of_a_raw_file_that_is_read(self, serve, start, directory, disk, who):
+    def test_keep_the_size_of_a_raw_file_that_is_read(self, serve, qemu_nbd, disk, who):
         if who == "ours":
             serve(disk, read_only=True)
         else:
-            start(need("qemu-nbd"), "-r", "-t", "-f", "raw", "-k", directory / "q", disk, await_uri=False).wait_for(
-                (directory / "q").exists, "qemu-nbd")
+            qemu_nbd("-r", "-f", "raw", disk)
         size = os.path.getsize(disk)
         refused("image", "resize", "-f", "raw", "--shrink", disk, "64k")
         refused("image", "create", "-f", "raw", disk, "1M")
