@@ -59,7 +59,7 @@ private func change(_ file: [UInt8], _ choice: UInt8) async throws {
     _ = try? await image.addBitmap(Array("fuzz".utf8), granularity: 512 << UInt64(choice >> 6))
     _ = try? await image.createSnapshot(Array("fuzz".utf8), time: (1, 1))
     _ = try? await image.resize(to: choice & 4 == 0 ? old / 2 : old + (old & 0xff_ffff), mayShrink: true)
-    if choice & 8 != 0 { _ = try? await image.deleteSnapshot(Array("fuzz".utf8)) }
+    if choice & 8 != 0 { _ = try? await image.deleteSnapshot(named: Array("fuzz".utf8)) }
     if choice & 16 != 0 { _ = try? await image.removeBitmap(Array("fuzz".utf8)) }
     let after = try await ImageFile.open(device).check()
     precondition(after.corruptionCount == 0, "a change corrupts: \(after.findings)")
