@@ -5,8 +5,8 @@ public final class RawWindow: ResizableDevice {
     public let info: DeviceInfo
     private let device: any BlockDevice
     private let offset: UInt64
-    /// The window goes to the end of a device that may become longer.
-    private let isOpen: Bool
+    /// The device, if the window goes to its end and that may move.
+    private let resizable: (any ResizableDevice)?
 
     /// - Parameter byteCount: length of the window; nil for all that follows `offset`.
     /// - Throws: `.outOfRange` when the window does not lie in `device`; `.invalid` when it cuts a block of a device whose minimum block
@@ -26,21 +26,19 @@ public final class RawWindow: ResizableDevice {
         self.info = info
         self.device = device
         self.offset = offset
-        isOpen = byteCount == nil && device is any ResizableDevice
+        resizable = byteCount == nil ? device as? any ResizableDevice : nil
     }
 
     public var currentByteCount: UInt64 {
-        guard isOpen, let device = device as? any ResizableDevice else { return info.byteCount }
-        return device.currentByteCount - min(offset, device.currentByteCount)
+        guard let whole = resizable?.currentByteCount else { return info.byteCount }
+        return whole - min(offset, whole)
     }
 
     /// - Throws: `.unsupported` for a window of a given length, and for a device that cannot be resized.
     public func resize(to byteCount: UInt64) async throws(BlockError) {
-        guard isOpen, let device = device as? any ResizableDevice else {
-            throw BlockError(.unsupported, "a window of \(info.byteCount) bytes stays as it is")
-        }
+        guard let resizable else { throw BlockError(.unsupported, "a window of \(info.byteCount) bytes stays as it is") }
         guard byteCount <= UInt64(Int64.max) - offset else { throw BlockError(.tooLarge, "\(byteCount) bytes are more than 2^63 - 1") }
-        try await device.resize(to: offset + byteCount)
+        try await resizable.resize(to: offset + byteCount)
     }
 
     public func read(at offset: UInt64, into buffer: inout MutableRawSpan) async throws(BlockError) {
@@ -89,7 +87,7 @@ public final class RawWindow: ResizableDevice {
     }
 
     /// Where requests end at the latest.
-    private var limit: UInt64 { isOpen ? UInt64(Int64.max) - offset : info.byteCount }
+    private var limit: UInt64 { resizable == nil ? info.byteCount : UInt64(Int64.max) - offset }
 
     /// The same bytes in the device below. Checked again, although callers check: behind the window lie somebody else's bytes.
     private func inner(_ range: ByteRange?) throws(BlockError) -> ByteRange {

@@ -1,4 +1,3 @@
-import Dispatch
 import Logging
 import NBDProtocol
 import NBDServer
@@ -51,9 +50,7 @@ final class TLSAuthorization: Sendable {
         guard let path else { return }
         var seen = version
         while (try? await Task.sleep(for: Self.pause)) != nil {
-            seen = await withCheckedContinuation { continuation in
-                DispatchQueue.global().async { [seen] in continuation.resume(returning: self.look(at: path, seen)) }
-            }
+            seen = await HostProcess.blocking { [seen] in self.look(at: path, seen) }
         }
     }
 

@@ -1,3 +1,5 @@
+import Dispatch
+
 #if canImport(Darwin)
 import Darwin
 #elseif canImport(Musl)
@@ -55,6 +57,13 @@ enum HostProcess {
             done += count
         }
         return nil
+    }
+
+    /// Runs what may wait for long without holding up a thread of the concurrency pool.
+    static func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result {
+        await withCheckedContinuation { continuation in
+            DispatchQueue.global().async { continuation.resume(returning: body()) }
+        }
     }
 
     /// Writes one byte if there is room. May be called by a signal handler.

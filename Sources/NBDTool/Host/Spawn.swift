@@ -1,4 +1,3 @@
-import Dispatch
 
 #if canImport(Darwin)
 import Darwin
@@ -70,9 +69,7 @@ enum Spawn {
 
     /// As `wait(for:)`, without holding up a thread of the concurrency pool.
     static func exitCode(of process: pid_t) async -> Int32 {
-        await withCheckedContinuation { continuation in
-            DispatchQueue.global().async { continuation.resume(returning: wait(for: process)) }
-        }
+        await HostProcess.blocking { wait(for: process) }
     }
 
     /// Where the file of this program is.

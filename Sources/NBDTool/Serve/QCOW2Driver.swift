@@ -35,11 +35,11 @@ struct QCOW2Driver: Sendable {
         guard let file = try await opening.child("file", of: &options, driver: "file") else {
             throw GraphError(.invalid, "driver 'qcow2' needs \(place)file=NODE or \(place)file.driver=")
         }
-        let name = Self.path(of: file.device)
+        let name = Self.rawFile(file.device)?.path
         let label = name ?? "node '\(file.name)'"
         var edges = [Node.Edge(.file, file)]
         do {
-            try await Self.files(of: file).first?.lockAsImage()
+            try await Self.rawFile(below: file)?.lockAsImage()
             let header = try await ImageHeader.read(from: file.face)
             if let node = try await opening.child("data-file", of: &options, driver: "file") {
                 edges.append(Node.Edge(.dataFile, node))
@@ -86,11 +86,15 @@ struct QCOW2Driver: Sendable {
     }
 
     /// The file that a node is, or stands on.
-    private static func files(of node: Node) -> [RawFile] {
-        ((node.device as? DetectZeroes)?.device as? RawFile ?? node.device as? RawFile).map { [$0] } ?? node.edges.flatMap { files(of: $0.node) }
+    private static func rawFile(below node: Node) -> RawFile? {
+        if let file = rawFile(node.device) { return file }
+        for edge in node.edges {
+            if let file = rawFile(below: edge.node) { return file }
+        }
+        return nil
     }
 
-    private static func path(of device: any BlockDevice) -> String? {
-        (device as? DetectZeroes).map { path(of: $0.device) } ?? (device as? RawFile)?.path
+    private static func rawFile(_ device: any BlockDevice) -> RawFile? {
+        (device as? DetectZeroes).map { rawFile($0.device) } ?? device as? RawFile
     }
 }

@@ -51,7 +51,7 @@ extension Metadata {
         do throws(BlockError) {
             try await write(commit)
         } catch {
-            // A flush that failed has lost what it was about; a write that found no room has not, and its pieces can be written again.
+            // Pieces that found no room can be written again.
             if error.kind == .noSpace, !hasFailed { state.withLock { $0.unfinishedCommit = commit } } else { fail(error) }
             throw error
         }
@@ -90,24 +90,25 @@ extension Metadata {
     }
 
     private func write(_ commit: Commit) async throws(BlockError) {
-        if !commit.refcounts.isEmpty || !commit.entries.isEmpty { try await markDirty() }
+        if !commit.refcounts.isEmpty || !commit.entries.isEmpty { try await orFail(markDirty) }
         if !commit.refcounts.newBlocks.isEmpty {
             try await write(commit.refcounts.newBlocks)
-            try await flush(file)
+            try await orFail(file.flush)
         }
         try await write(commit.refcounts.tableEntries)
         try await write(commit.refcounts.blocks)
         try await write(commit.newTables)
-        if let dataFile { try await flush(dataFile) }
-        try await flush(file)
+        if let dataFile { try await orFail(dataFile.flush) }
+        try await orFail(file.flush)
         guard !commit.entries.isEmpty else { return }
         try await write(commit.entries)
-        try await flush(file)
+        try await orFail(file.flush)
     }
 
-    private func flush(_ file: any ResizableDevice) async throws(BlockError) {
+    /// Does what cannot be repeated: a flush that fails has lost what it was about.
+    private func orFail(_ body: () async throws(BlockError) -> Void) async throws(BlockError) {
         do throws(BlockError) {
-            try await file.flush()
+            try await body()
         } catch {
             fail(error)
             throw error
