@@ -305,5 +305,7 @@ private final class AlignedReadMapper: RangeMapper {
 
     func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool { false }
 
+    var placesAreFixed: Bool { mapper.placesAreFixed }
+
     func released() { mapper.released() }
 }

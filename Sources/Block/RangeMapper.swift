@@ -13,12 +13,17 @@ public protocol RangeMapper: AnyObject {
     /// devices that keep account of writes (S-BLK-23).
     func didWrite(_ range: ByteRange)
 
+    /// Whether each byte of the device has the same place in the same file for as long as the device is open. Replies may then be sent by
+    /// reference: the client copies them out of the page cache, at some time after `released`.
+    var placesAreFixed: Bool { get }
+
     /// Nothing that this mapper has said is in use any more: no write is under way, no reply that names its segments waits to be sent. For
     /// formats that move or free clusters: a freed one is used again only when every mapper has said so since. Called often.
     func released()
 }
 
 extension RangeMapper {
+    public var placesAreFixed: Bool { false }
     public func didWrite(_ range: ByteRange) {}
     public func released() {}
 }

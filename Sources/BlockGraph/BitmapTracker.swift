@@ -146,5 +146,7 @@ private final class TrackingMapper: RangeMapper {
         mapper.didWrite(range)
     }
 
+    var placesAreFixed: Bool { mapper.placesAreFixed }
+
     func released() { mapper.released() }
 }

@@ -15,6 +15,7 @@
 #if defined(__linux__)
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/sendfile.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #endif
@@ -35,7 +36,12 @@ void chostio_yield(void) { sched_yield(); }
 
 int64_t chostio_receive(int fd, void *buffer, size_t count) { RESULT(recv(fd, buffer, count, MSG_DONTWAIT)); }
 
-int chostio_duplicate(int fd) { RESULT(fcntl(fd, F_DUPFD_CLOEXEC, 0)); }
+int chostio_duplicate(int fd) {
+    // Of both: it belongs to the open socket. Who sends a file cannot say it for one call.
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)) return -errno;
+    RESULT(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+}
 
 const void *chostio_map(int fd, size_t count) {
     void *address = mmap(NULL, count, PROT_READ, MAP_SHARED, fd, 0);
@@ -102,16 +108,23 @@ int chostio_event_drain(int fd) {
     RESULT(eventfd_read(fd, &count));
 }
 
-int64_t chostio_send(int fd, const struct iovec *parts, int count) {
+int64_t chostio_send(int fd, const struct iovec *parts, int count, bool more) {
     struct msghdr message = {.msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)count};
-    RESULT(sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
+    RESULT(sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL | (more ? MSG_MORE : 0)));
+}
+
+int64_t chostio_send_file(int fd, int file, uint64_t offset, size_t count) {
+    off_t place = (off_t)offset;
+    RESULT(sendfile(fd, file, &place, count));
+}
+
+int chostio_is_local(int fd) {
+    int domain = 0;
+    socklen_t size = sizeof domain;
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX;
 }
 
 int chostio_socket_room(int fd, int bytes) {
-    int domain = 0;
-    socklen_t size = sizeof domain;
-    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0) return -errno;
-    if (domain != AF_UNIX) return 0;
     RESULT(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes));
 }
 
@@ -124,6 +137,11 @@ int chostio_core_count(void) {
 uint64_t chostio_major_faults(void) {
     struct rusage usage;
     return getrusage(RUSAGE_THREAD, &usage) < 0 ? 0 : (uint64_t)usage.ru_majflt;
+}
+
+uint64_t chostio_blocks_read(void) {
+    struct rusage usage;
+    return getrusage(RUSAGE_THREAD, &usage) < 0 ? 0 : (uint64_t)usage.ru_inblock;
 }
 
 uint64_t chostio_file_system(int fd) {
@@ -153,7 +171,9 @@ int chostio_poller_wait(int poller, struct chostio_ready *out, int limit, int ti
     (void)poller; (void)out; (void)limit; (void)timeout; return -ENOTSUP;
 }
 int chostio_event_drain(int fd) { (void)fd; return -ENOTSUP; }
-int64_t chostio_send(int fd, const struct iovec *parts, int count) { (void)fd; (void)parts; (void)count; return -ENOTSUP; }
+int64_t chostio_send(int fd, const struct iovec *parts, int count, bool more) {
+    (void)fd; (void)parts; (void)count; (void)more; return -ENOTSUP;
+}
 int chostio_socket_room(int fd, int bytes) { (void)fd; (void)bytes; return -ENOTSUP; }
 int chostio_core_count(void) { return 1; }
 int chostio_resident(int fd, const void *address, size_t count, uint64_t *bits) {
@@ -161,6 +181,11 @@ int chostio_resident(int fd, const void *address, size_t count, uint64_t *bits) 
 }
 void chostio_populate(const void *address, size_t count) { (void)address; (void)count; }
 uint64_t chostio_major_faults(void) { return 0; }
+uint64_t chostio_blocks_read(void) { return 0; }
+int chostio_is_local(int fd) { (void)fd; return 0; }
+int64_t chostio_send_file(int fd, int file, uint64_t offset, size_t count) {
+    (void)fd; (void)file; (void)offset; (void)count; return -ENOTSUP;
+}
 uint64_t chostio_file_system(int fd) { (void)fd; return 0; }
 int chostio_map_retire(const void *address, size_t count) { (void)address; (void)count; return -ENOTSUP; }
 uint64_t *chostio_zeroes(size_t count) { (void)count; return NULL; }

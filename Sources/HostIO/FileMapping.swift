@@ -19,10 +19,12 @@ internal import Synchronization
     private let descriptor: Int32
     private let address: UnsafeRawPointer
     let byteCount: UInt64
-    /// One bit for each page; behind them, from `askedIndex` on, one for each granule that the kernel was asked about.
+    /// One bit for each page; behind them, from `askedIndex` on, one for each granule that the kernel was asked about, and from `enteredIndex` on
+    /// one for each whose pages were entered into the page table.
     private let known: UnsafeMutablePointer<UInt64>
     private let knownByteCount: Int
     private let askedIndex: Int
+    private let enteredIndex: Int
     private let isTrusted = Atomic<Bool>(true)
 
     /// Nil when there is nothing to map, or the file lies where its mapping may not show what others write: on the network, or behind a
@@ -35,7 +37,8 @@ internal import Synchronization
         self.byteCount = byteCount
         let granuleCount = Int((byteCount - 1) / Self.granuleByteCount) + 1
         askedIndex = granuleCount * 8
-        knownByteCount = (askedIndex + granuleCount / 64 + 1) * 8
+        enteredIndex = askedIndex + granuleCount / 64 + 1
+        knownByteCount = (enteredIndex + granuleCount / 64 + 1) * 8
         guard let known = unsafe chostio_zeroes(knownByteCount) else { return nil }
         guard let address = unsafe chostio_map(descriptor, Int(byteCount)) else {
             _ = unsafe chostio_unmap(known, knownByteCount)
@@ -69,15 +72,33 @@ internal import Synchronization
     func ask(_ offset: UInt64, _ count: Int) -> Bool {
         guard isTrusted.load(ordering: .relaxed), count > 0, offset < byteCount, UInt64(count) <= byteCount - offset else { return false }
         var isNews = false
-        for granule in Int(offset / Self.granuleByteCount)...Int((offset + UInt64(count) - 1) / Self.granuleByteCount) {
-            let asked = unsafe known + (askedIndex + granule >> 6)
-            let bit: UInt64 = 1 << UInt64(granule & 63)
-            guard unsafe chostio_bits(asked) & bit == 0 else { continue }
-            unsafe chostio_set_bits(asked, bit)
+        forEachNewGranule(offset, count, askedIndex) { granule in
             ask(granule)
             isNews = true
         }
         return isNews && isAtHand(offset, count)
+    }
+
+    /// A range will be sent from the mapping: enters all pages around it at once, if all are in memory, where the kernel would have a fault for
+    /// every 16.
+    func enter(_ offset: UInt64, _ count: Int) {
+        forEachNewGranule(offset, count, enteredIndex) { granule in
+            let start = UInt64(granule) * Self.granuleByteCount
+            let count = Int(min(Self.granuleByteCount, byteCount - start))
+            if isAtHand(start, count) { unsafe chostio_populate(address + Int(start), count) }
+        }
+    }
+
+    /// Those whose bit from word `index` on was not set. It is now.
+    @inline(__always)
+    private func forEachNewGranule(_ offset: UInt64, _ count: Int, _ index: Int, _ body: (Int) -> Void) {
+        for granule in Int(offset / Self.granuleByteCount)...Int((offset + UInt64(count) - 1) / Self.granuleByteCount) {
+            let word = unsafe known + (index + granule >> 6)
+            let bit: UInt64 = 1 << UInt64(granule & 63)
+            guard unsafe chostio_bits(word) & bit == 0 else { continue }
+            unsafe chostio_set_bits(word, bit)
+            body(granule)
+        }
     }
 
     private func ask(_ granule: Int) {
@@ -85,12 +106,7 @@ internal import Synchronization
         let count = Int(min(Self.granuleByteCount, byteCount - start))
         unsafe withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 8) { bits in
             guard let first = bits.baseAddress, unsafe chostio_resident(descriptor, address + Int(start), count, first) == 0 else { return }
-            var pageCount = 0
-            for index in bits.indices where unsafe bits[index] != 0 {
-                unsafe chostio_set_bits(known + (granule * 8 + index), bits[index])
-                pageCount += unsafe bits[index].nonzeroBitCount
-            }
-            if pageCount == (count - 1) / Int(Self.pageByteCount) + 1 { unsafe chostio_populate(address + Int(start), count) }
+            for index in bits.indices where unsafe bits[index] != 0 { unsafe chostio_set_bits(known + (granule * 8 + index), bits[index]) }
         }
     }
 

@@ -51,6 +51,10 @@ public struct Transmission: ~Copyable {
     /// The shell sends bytes from where they lie: a READ of what is at hand (`Segment.isAtHand`) is answered without a copy. Such a shell uses
     /// `forEachOutput`.
     let sendsSegments: Bool
+    /// What lies in files may be sent by reference (`RangeMapper.placesAreFixed`).
+    public let placesAreFixed: Bool
+    /// Bytes that one turn writes before it sends.
+    public var turnWriteByteCountLimit = turnWriteByteCountDefault
     var segments = SegmentList()
     var work: [AwaitedRequest] = []
     /// Requests whose completion is awaited.
@@ -92,6 +96,7 @@ public struct Transmission: ~Copyable {
         self.trace = trace
         rules = RequestRules(session)
         mapper = device.makeMapper()
+        placesAreFixed = mapper?.placesAreFixed ?? false
         lease = MemoryLease(budget: budget, byteCountLimit: limits.byteCountLimit, wake: wake)
         trace?(.attached(export: session.export.name))
     }
@@ -256,11 +261,11 @@ public struct Transmission: ~Copyable {
     static let headByteCount = 4096
     /// Bytes of replies that one turn collects before it sends.
     static let turnByteCountLimit = 256 << 10
-    /// Bytes that one turn writes before it sends: a write takes long, its reply is short.
-    static let turnWriteByteCountLimit = 32 << 10
+    /// A write takes long, its reply is short, and the client can work on it while more is written.
+    public static let turnWriteByteCountDefault = 32 << 10
 
     var isTurnFull: Bool {
-        replies.byteCount >= Self.turnByteCountLimit || writtenByteCount >= Self.turnWriteByteCountLimit
+        replies.byteCount >= Self.turnByteCountLimit || writtenByteCount >= turnWriteByteCountLimit
     }
 
     /// Whether the shell should read from the client.

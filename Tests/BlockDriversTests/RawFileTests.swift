@@ -72,6 +72,7 @@ import Glibc
         var segments = SegmentList()
         let mapsReads = mapper.mapRead(range(0, 10), into: &segments)
         let mapsWrites = mapper.mapWrite(range(0, 10), into: &segments)
+        #expect(mapper.placesAreFixed)
         #expect(mapsReads)
         #expect(mapsWrites == !cache.writesThrough)
     }

@@ -9,18 +9,18 @@ import Musl
 import Glibc
 #endif
 
-@Suite struct `What is at hand` {
-    /// Opens a file none of which is in memory.
-    private static func openCold(_ path: String) async throws -> HostFile {
-        let descriptor = open(path, O_RDWR)
-        defer { close(descriptor) }
-        #expect(fsync(descriptor) == 0 && posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED) == 0)
-        return try await HostFile.open(path)
-    }
+/// Opens a file none of which is in memory.
+private func openCold(_ path: String) async throws -> HostFile {
+    let descriptor = open(path, O_RDWR)
+    defer { close(descriptor) }
+    #expect(fsync(descriptor) == 0 && posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED) == 0)
+    return try await HostFile.open(path)
+}
 
+@Suite struct `What is at hand` {
     @Test func `is what was read or written, page by page`() async throws {
         let scratch = Scratch()
-        let file = try await Self.openCold(scratch.file(contents: pattern(1 << 20)))
+        let file = try await openCold(scratch.file(contents: pattern(1 << 20)))
         #expect(!file.isAtHand(0, 4096))
         _ = try await file.bytes(at: 8192 + 100, 10)
         #expect(file.isAtHand(8192, 4096))
@@ -37,7 +37,7 @@ import Glibc
         let file = try await HostFile.open(scratch.file("warm", contents: pattern(5 << 20)))
         #expect(file.isAtHand((2 << 20) - 1, 2) && file.isAtHand((5 << 20) - 1, 1) && file.isAtHand(0, 5 << 20))
         let path = scratch.file(contents: pattern(5 << 20))
-        let cold = try await Self.openCold(path)
+        let cold = try await openCold(path)
         #expect(!cold.isAtHand(0, 1) && !cold.isAtHand(3 << 20, 4096))
         _ = try await cold.bytes(at: 0, 2 << 20)
         #expect(cold.isAtHand(0, 2 << 20) && !cold.isAtHand(0, (2 << 20) + 1))
@@ -135,8 +135,85 @@ import Glibc
         }
     }
 
+    // The receiver copies it, whenever it gets to that: only for files whose bytes stay where they are.
+    @Test func `refers to long pieces of files, if it may`() async throws {
+        let scratch = Scratch()
+        let path = scratch.file(contents: pattern(1 << 20))
+        let file = try await HostFile.open(path)
+        let sevens = [UInt8](repeating: 7, count: 300 * 1024)
+        for mayRefer in [true, false] {
+            try await file.write(pattern(1 << 20), at: 0)
+            try Self.withSockets { socket, peer in
+                let list = GatherList()
+                list.removeAll(refersToPages: mayRefer)
+                let bytes: [UInt8] = [1, 2, 3]  // they have to stay
+                #expect(Self.add(bytes, to: list))
+                #expect(list.append(file, offset: 4097, count: GatherList.referenceFloor - 1))
+                #expect(list.append(file, offset: 70_001, count: 100_000) != mayRefer)
+                if mayRefer { #expect(!list.append(zeroes: 1) && !list.append(file, offset: 0, count: 1)) }
+                let count = 3 + GatherList.referenceFloor - 1 + 100_000
+                #expect(list.byteCount == count && list.hasFiles)
+                #expect(socket.send(list) == .bytes(count))
+                #expect(!list.hasWaited)
+                let descriptor = open(path, O_WRONLY)
+                #expect(pwrite(descriptor, sevens, sevens.count, 4096) == sevens.count)
+                close(descriptor)
+                let received = Self.received(peer, count)
+                let isHead = Array(received.prefix(65_538)) == bytes + pattern(1 << 20)[4097..<4097 + 65_535]
+                let isTail = received.dropFirst(65_538) == (mayRefer ? sevens[..<100_000] : pattern(1 << 20)[70_001..<170_001])
+                #expect(received.count == count)
+                #expect(isHead && isTail)
+            }
+        }
+    }
+
+    @Test func `refers to as much of a file as there is room for`() async throws {
+        let scratch = Scratch()
+        let contents = pattern(16 << 20)
+        let file = try await HostFile.open(scratch.file(contents: contents))
+        try Self.withSockets { socket, peer in
+            let list = GatherList()
+            var received: [UInt8] = []
+            var sent = 0
+            var turnCount = 0
+            while received.count < contents.count {
+                turnCount += 1
+                list.removeAll(refersToPages: true)
+                if sent == 0 { #expect(list.append(zeroes: 1)) }
+                let offset = max(sent - 1, 0)
+                if offset < contents.count { _ = list.append(file, offset: UInt64(offset), count: contents.count - offset) }
+                switch socket.send(list) {
+                case .bytes(let count): sent += count
+                case .wouldBlock: break
+                case let outcome:
+                    Issue.record("\(outcome)")
+                    return
+                }
+                received += Self.received(peer, 4 << 20)
+            }
+            let isRight = received.dropFirst().elementsEqual(contents.prefix(received.count - 1)) && sent == contents.count + 1
+            #expect(isRight && turnCount > 2)
+        }
+    }
+
+    @Test func `notices that pages it refers to were not in memory any more`() async throws {
+        let scratch = Scratch()
+        let path = scratch.file(contents: pattern(1 << 20))
+        let file = try await openCold(path)
+        _ = try await file.bytes(at: 0, 1 << 20)
+        #expect(file.isAtHand(0, 1 << 20))
+        _ = try await openCold(path)
+        try Self.withSockets { socket, peer in
+            let list = GatherList()
+            list.removeAll(refersToPages: true)
+            _ = list.append(file, offset: 0, count: 512 << 10)
+            #expect(socket.send(list) == .bytes(512 << 10))
+            #expect(list.hasWaited)
+        }
+    }
+
     // A file that is made shorter under our hands: an error of the call, never a signal.
-    @Test func `from a file that has become shorter is an error`() async throws {
+    @Test(arguments: [false, true]) func `from a file that has become shorter is an error`(mayRefer: Bool) async throws {
         let scratch = Scratch()
         let path = scratch.file(contents: pattern(1 << 20))
         let file = try await HostFile.open(path)
@@ -144,7 +221,8 @@ import Glibc
         #expect(truncate(path, 4096) == 0)
         try Self.withSockets { socket, peer in
             let list = GatherList()
-            #expect(list.append(file, offset: 8192, count: 4096))
+            list.removeAll(refersToPages: mayRefer)
+            #expect(list.append(file, offset: 8192, count: 100_000) != mayRefer)
             guard case .failed(let error) = socket.send(list) else {
                 Issue.record("bytes that are not there were sent")
                 return

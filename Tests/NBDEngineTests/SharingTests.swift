@@ -122,8 +122,18 @@ import Glibc
                 return true
             }
 
-            func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool { false }
+            func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
+                segments.append(.file(file, offset: range.start, count: Int(range.count)))
+                return true
+            }
         }
+    }
+
+    private static func transmission(_ file: HostFile, _ mode: ReplyMode, _ budget: MemoryBudget) -> Transmission {
+        let session = Session(
+            export: ExportDescription(id: 1, name: "", byteCount: file.byteCount, flags: .hasFlags, blockSizes: BlockSizes()),
+            flags: .hasFlags, mode: mode, contexts: [])
+        return Transmission(session: session, device: FileDevice(file), budget: budget, sendsSegments: true, wake: {})
     }
 
     private static func withFile(_ contents: [UInt8], _ body: (HostFile) async throws -> Void) async throws {
@@ -140,11 +150,8 @@ import Glibc
     func `are the right ones, and take none of our memory`(mode: ReplyMode) async throws {
         let contents = (0..<300_000).map { UInt8(truncatingIfNeeded: $0 &* 31 >> 3) }
         try await Self.withFile(contents) { file in
-            let session = Session(
-                export: ExportDescription(id: 1, name: "", byteCount: file.byteCount, flags: .hasFlags, blockSizes: BlockSizes()),
-                flags: .hasFlags, mode: mode, contexts: [])
             let budget = MemoryBudget(byteCountLimit: 1 << 30)
-            var transmission = Transmission(session: session, device: FileDevice(file), budget: budget, sendsSegments: true, wake: {})
+            var transmission = Self.transmission(file, mode, budget)
             var shared = ByteBuffer()
             for round in 0..<3 {
                 for (offset, count) in [(0, 4096), (5, 70_000), (4095, 2), (200_000, 100_000), (299_999, 1)] {
@@ -175,6 +182,29 @@ import Glibc
             }
             transmission.abandon()
             #expect(budget.used == 0)
+        }
+    }
+
+    @Test(arguments: [Transmission.turnWriteByteCountDefault, 256 << 10])
+    func `that are written, are so many in one turn as it is told`(limit: Int) async throws {
+        try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
+            var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30))
+            transmission.turnWriteByteCountLimit = limit
+            var shared = ByteBuffer()
+            shared.reserveCapacity(1 << 20)
+            transmission.receive(sharing: &shared) { output, _ in
+                for index in 0..<64 {
+                    RequestHeader(command: .write, cookie: 1, offset: UInt64(index) * 8192, length: 8192).encode(into: &output, mode: .simple)
+                    for _ in 0..<8192 { output.append(UInt8(1)) }
+                }
+            }
+            // One may have been left to a task, to see how long it takes.
+            let first = transmission.requestCount - UInt64(transmission.takeWork().count)
+            #expect(transmission.shouldSend && first == UInt64(limit / 8192))
+            transmission.dropOutput(transmission.outputByteCount)
+            transmission.proceed()
+            #expect(transmission.requestCount >= UInt64(2 * limit / 8192))
+            transmission.abandon()
         }
     }
 }

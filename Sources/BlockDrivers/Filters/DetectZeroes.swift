@@ -84,5 +84,7 @@ private final class ReadOnlyMapper: RangeMapper {
 
     func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool { false }
 
+    var placesAreFixed: Bool { mapper.placesAreFixed }
+
     func released() { mapper.released() }
 }

@@ -123,6 +123,8 @@ private final class WindowMapper: RangeMapper {
         if let range = inner(range) { mapper.didWrite(range) }
     }
 
+    var placesAreFixed: Bool { mapper.placesAreFixed }
+
     func released() { mapper.released() }
 
     private func inner(_ range: ByteRange) -> ByteRange? {

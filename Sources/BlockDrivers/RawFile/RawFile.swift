@@ -185,6 +185,8 @@ private final class RawMapper: RangeMapper {
         self.mayWrite = mayWrite
     }
 
+    var placesAreFixed: Bool { true }
+
     func mapRead(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
         segments.append(.file(file, offset: range.start, count: Int(range.count)))
         return true

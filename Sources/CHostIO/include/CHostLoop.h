@@ -29,7 +29,13 @@ int chostio_event_drain(int fd);
 
 /// Never wait; a peer that is gone is no signal.
 int64_t chostio_receive(int fd, void *buffer, size_t count);
-int64_t chostio_send(int fd, const struct iovec *parts, int count);
+/// `more`: what follows is sent at once, so this need not be on its way before.
+int64_t chostio_send(int fd, const struct iovec *parts, int count, bool more);
+/// Sends a part of a file by reference to its pages. The socket must not wait and the thread not take SIGPIPE: this call cannot be told.
+/// 0: the file ends there.
+int64_t chostio_send_file(int fd, int file, uint64_t offset, size_t count);
+/// 1 for a Unix socket.
+int chostio_is_local(int fd);
 /// A second number for the same socket, closed by exec.
 int chostio_duplicate(int fd);
 /// Makes room for `bytes` of what is sent on a local (Unix) socket and not received yet; leaves sockets of other kinds alone.
@@ -42,6 +48,8 @@ void chostio_yield(void);
 int chostio_core_count(void);
 /// How often this thread has waited for a page from a disk (`ru_majflt`).
 uint64_t chostio_major_faults(void);
+/// Blocks of 512 bytes that were read from disks for this thread (`ru_inblock`).
+uint64_t chostio_blocks_read(void);
 
 /// Type of the file system that holds the file (`f_type`), 0 when unknown.
 uint64_t chostio_file_system(int fd);

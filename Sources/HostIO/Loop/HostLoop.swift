@@ -243,6 +243,9 @@ public protocol LoopClient: AnyObject {
         turns.append(client)
     }
 
+    /// Several clients keep the loop busy.
+    public var isShared: Bool { busy.count > 1 }
+
     /// How often this thread has waited for a page from a disk: sending what is at hand should cause none.
     public var majorFaultCount: UInt64 { chostio_major_faults() }
 

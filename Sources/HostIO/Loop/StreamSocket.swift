@@ -15,6 +15,8 @@ public final class StreamSocket: Sendable {
     }
 
     let descriptor: Int32
+    /// A Unix socket.
+    public let isLocal: Bool
 
     /// A second hold on a socket that somebody else will close.
     ///
@@ -23,8 +25,9 @@ public final class StreamSocket: Sendable {
         let result = chostio_duplicate(descriptor)
         guard result >= 0 else { throw HostError(Errno(rawValue: -result), "duplicate a socket") }
         self.descriptor = result
+        isLocal = chostio_is_local(result) == 1
         // A refusal only means less room.
-        _ = chostio_socket_room(result, Self.roomByteCount)
+        if isLocal { _ = chostio_socket_room(result, Self.roomByteCount) }
     }
 
     /// Bytes under way on a local socket, so that sender and receiver work at the same time. The kernel may give less.

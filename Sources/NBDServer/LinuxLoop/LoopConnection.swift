@@ -178,6 +178,12 @@ final class LoopConnection: LoopClient, ConnectionFace {
 
     /// Returns whether there was anything.
     private func receive(_ shell: TransmissionShell) -> Bool {
+        // While others wait for the loop, a client that is told early takes the core away that somebody needs, and sends more than can be dealt
+        // with: what waits in the kernel grows cold there. TCP, whose calls are dear, rather answers even later.
+        let isShared = loop.host.isShared
+        let answersAtEnd = isShared && !socket.isLocal
+        shell.transmission.turnWriteByteCountLimit = answersAtEnd ? 1 << 20 : isShared ? 256 << 10 : Transmission.turnWriteByteCountDefault
+        defer { if answersAtEnd { flush() } }
         var count = 0
         while mayHaveInput, shell.transmission.wantsBytes, self.shell != nil {
             guard count < Self.receiveLimit else {
@@ -205,7 +211,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
             }
             count += 1
             shell.pump()
-            flush()
+            if !answersAtEnd || shell.transmission.outputByteCount > 4096 { flush() }
         }
         return count > 0
     }
@@ -218,7 +224,8 @@ final class LoopConnection: LoopClient, ConnectionFace {
     func flush() {
         while hasRoom, let shell, shell.transmission.outputByteCount > 0 {
             let outbox = loop.shared.outbox
-            outbox.removeAll()
+            // Over TCP pages are dearer than a copy of their bytes once the cores have enough to do; Unix sockets hand them over for next to nothing.
+            outbox.removeAll(refersToPages: shell.transmission.placesAreFixed && (socket.isLocal || !loop.host.isShared))
             shell.transmission.forEachOutput { piece, part in
                 switch piece {
                 case .bytes(let buffer): outbox.append(buffer.bytes(part))
@@ -252,6 +259,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
 
     /// A page that was believed to be in memory, and was not, has kept everybody waiting.
     private func lookForFaults(_ outbox: GatherList) {
+        if outbox.hasWaited { outbox.forgetWhatIsAtHand() }
         let shared = loop.shared
         shared.sendCount &+= 1
         guard outbox.byteCount >= 128 << 10 || shared.sendCount % 16 == 0 else { return }
