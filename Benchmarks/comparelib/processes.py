@@ -42,6 +42,16 @@ def major_faults(session):
     return sum(int(fields[9]) + int(fields[10]) for fields in members(session).values())
 
 
+def stolen():
+    """Ticks of all cores since the start: those that the host gave to others, and all."""
+    try:
+        with open("/proc/stat") as file:
+            fields = [int(field) for field in file.readline().split()[1:9]]
+    except OSError:
+        return 0, 0
+    return fields[7], sum(fields)
+
+
 def await_children(session, before, limit=0.5):
     """Waits until only processes of `before` are left: one that still ends is in nobody's sum."""
     deadline = time.monotonic() + limit

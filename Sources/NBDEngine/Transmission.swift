@@ -55,6 +55,8 @@ public struct Transmission: ~Copyable {
     public let placesAreFixed: Bool
     /// Bytes that one turn writes before it sends.
     public var turnWriteByteCountLimit = turnWriteByteCountDefault
+    /// Writes from this length on are left to tasks, two at a time: what follows is received meanwhile.
+    public var longWriteFloor = UInt64.max
     var segments = SegmentList()
     var work: [AwaitedRequest] = []
     /// Requests whose completion is awaited.

@@ -185,6 +185,25 @@ import Glibc
         }
     }
 
+    @Test func `that are long, are written by two tasks and the loop`() async throws {
+        try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
+            var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30))
+            transmission.longWriteFloor = 16_384
+            transmission.turnWriteByteCountLimit = 1 << 20
+            var shared = ByteBuffer()
+            shared.reserveCapacity(1 << 20)
+            transmission.receive(sharing: &shared) { output, _ in
+                for index in 0..<8 {
+                    let count = index < 2 ? 8192 : 16_384
+                    RequestHeader(command: .write, cookie: 1, offset: UInt64(index) * 16_384, length: UInt64(count)).encode(into: &output, mode: .simple)
+                    for _ in 0..<count { output.append(UInt8(1)) }
+                }
+            }
+            #expect(transmission.requestCount == 8 && transmission.requestsInFlight == 2 && transmission.outputByteCount == 6 * 16)
+            transmission.abandon()
+        }
+    }
+
     @Test(arguments: [Transmission.turnWriteByteCountDefault, 256 << 10])
     func `that are written, are so many in one turn as it is told`(limit: Int) async throws {
         try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in

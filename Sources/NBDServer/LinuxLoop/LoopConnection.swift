@@ -183,6 +183,8 @@ final class LoopConnection: LoopClient, ConnectionFace {
         let isShared = loop.host.isShared
         let answersAtEnd = isShared && !socket.isLocal
         shell.transmission.turnWriteByteCountLimit = answersAtEnd ? 1 << 20 : isShared ? 256 << 10 : Transmission.turnWriteByteCountDefault
+        // One client alone: there is a core to write with. Over TCP, which needs it itself, that gains nothing.
+        shell.transmission.longWriteFloor = isShared || !socket.isLocal ? .max : 256 << 10
         defer { if answersAtEnd { flush() } }
         var count = 0
         while mayHaveInput, shell.transmission.wantsBytes, self.shell != nil {
