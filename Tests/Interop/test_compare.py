@@ -11,7 +11,7 @@ from peers import missing, need, out, run
 from server import NBD, REPOSITORY, unix_uri
 
 sys.path.insert(0, str(REPOSITORY / "Benchmarks"))
-from comparelib import cells, qcow2, report, servers, thresholds  # noqa: E402
+from comparelib import cells, processes, qcow2, report, rounds, servers, thresholds  # noqa: E402
 
 COMPARE = REPOSITORY / "Benchmarks/compare"
 
@@ -60,6 +60,16 @@ def test_allocations_have_a_highest_number(directory):
 def test_a_line_that_says_nothing_is_refused(directory, line):
     with pytest.raises(SystemExit, match="thresholds.tsv:3: want"):
         rules(directory, line)
+
+
+@pytest.mark.parametrize("steals, taken, kept", [([0.01, 0.5], 1, 0.01), ([0.2, 0.04, 0.5], 2, 0.04), ([0.2, 0.1, 0.3, 0], 3, 0.1)])
+def test_a_sample_whose_cores_went_to_others_is_taken_again(monkeypatch, steals, taken, kept):
+    samples = iter([{"steal": steal} for steal in steals])
+    monkeypatch.setattr(rounds, "_sample", lambda *_: next(samples))
+    assert rounds._quiet_sample(None, None, None, None) == {"steal": kept}
+    assert len(list(samples)) == len(steals) - taken
+    stolen, total = processes.stolen()
+    assert 0 <= stolen <= total
 
 
 def test_every_threshold_has_a_cell_and_every_cell_one():
