@@ -57,6 +57,7 @@ def run(client, uri, pattern, size, depth, seconds):
 
 
 def for_each_request(client, running, pattern, size, depth):
+    """Allocations for each request of this load."""
     counted = []
     for seconds in (SHORT, LONG):
         before = running.count()

@@ -72,8 +72,8 @@ internal import Synchronization
     func ask(_ offset: UInt64, _ count: Int) -> Bool {
         guard isTrusted.load(ordering: .relaxed), count > 0, offset < byteCount, UInt64(count) <= byteCount - offset else { return false }
         var isNews = false
-        forEachNewGranule(offset, count, askedIndex) { granule in
-            ask(granule)
+        forEachNewGranule(offset, count, askedIndex) { start, count in
+            learnFromKernel(start, count)
             isNews = true
         }
         return isNews && isAtHand(offset, count)
@@ -82,31 +82,30 @@ internal import Synchronization
     /// A range will be sent from the mapping: enters all pages around it at once, if all are in memory, where the kernel would have a fault for
     /// every 16.
     func enter(_ offset: UInt64, _ count: Int) {
-        forEachNewGranule(offset, count, enteredIndex) { granule in
-            let start = UInt64(granule) * Self.granuleByteCount
-            let count = Int(min(Self.granuleByteCount, byteCount - start))
+        forEachNewGranule(offset, count, enteredIndex) { start, count in
             if isAtHand(start, count) { unsafe chostio_populate(address + Int(start), count) }
         }
     }
 
-    /// Those whose bit from word `index` on was not set. It is now.
+    /// Where those lie whose bit from word `index` on was not set. It is now.
     @inline(__always)
-    private func forEachNewGranule(_ offset: UInt64, _ count: Int, _ index: Int, _ body: (Int) -> Void) {
+    private func forEachNewGranule(_ offset: UInt64, _ count: Int, _ index: Int, _ body: (_ start: UInt64, _ count: Int) -> Void) {
         for granule in Int(offset / Self.granuleByteCount)...Int((offset + UInt64(count) - 1) / Self.granuleByteCount) {
             let word = unsafe known + (index + granule >> 6)
             let bit: UInt64 = 1 << UInt64(granule & 63)
             guard unsafe chostio_bits(word) & bit == 0 else { continue }
             unsafe chostio_set_bits(word, bit)
-            body(granule)
+            let start = UInt64(granule) * Self.granuleByteCount
+            body(start, Int(min(Self.granuleByteCount, byteCount - start)))
         }
     }
 
-    private func ask(_ granule: Int) {
-        let start = UInt64(granule) * Self.granuleByteCount
-        let count = Int(min(Self.granuleByteCount, byteCount - start))
+    /// Of one granule.
+    private func learnFromKernel(_ start: UInt64, _ count: Int) {
+        let word = Int(start / Self.pageByteCount) >> 6
         unsafe withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 8) { bits in
             guard let first = bits.baseAddress, unsafe chostio_resident(descriptor, address + Int(start), count, first) == 0 else { return }
-            for index in bits.indices where unsafe bits[index] != 0 { unsafe chostio_set_bits(known + (granule * 8 + index), bits[index]) }
+            for index in bits.indices where unsafe bits[index] != 0 { unsafe chostio_set_bits(known + (word + index), bits[index]) }
         }
     }
 

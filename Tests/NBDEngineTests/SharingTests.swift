@@ -136,6 +136,12 @@ import Glibc
         return Transmission(session: session, device: FileDevice(file), budget: budget, sendsSegments: true, wake: {})
     }
 
+    /// A request, as it comes from the client.
+    private static func appendWrite(_ offset: Int, _ count: Int, to output: inout OutputRawSpan) {
+        RequestHeader(command: .write, cookie: 1, offset: UInt64(offset), length: UInt64(count)).encode(into: &output, mode: .simple)
+        for _ in 0..<count { output.append(UInt8(1)) }
+    }
+
     private static func withFile(_ contents: [UInt8], _ body: (HostFile) async throws -> Void) async throws {
         var path = Array("/tmp/engine.XXXXXX".utf8CString)
         let descriptor = path.withUnsafeMutableBufferPointer { mkstemp($0.baseAddress!) }
@@ -193,11 +199,7 @@ import Glibc
             var shared = ByteBuffer()
             shared.reserveCapacity(1 << 20)
             transmission.receive(sharing: &shared) { output, _ in
-                for index in 0..<8 {
-                    let count = index < 2 ? 8192 : 16_384
-                    RequestHeader(command: .write, cookie: 1, offset: UInt64(index) * 16_384, length: UInt64(count)).encode(into: &output, mode: .simple)
-                    for _ in 0..<count { output.append(UInt8(1)) }
-                }
+                for index in 0..<8 { Self.appendWrite(index * 16_384, index < 2 ? 8192 : 16_384, to: &output) }
             }
             #expect(transmission.requestCount == 8 && transmission.requestsInFlight == 2 && transmission.outputByteCount == 6 * 16)
             transmission.abandon()
@@ -212,10 +214,7 @@ import Glibc
             var shared = ByteBuffer()
             shared.reserveCapacity(1 << 20)
             transmission.receive(sharing: &shared) { output, _ in
-                for index in 0..<64 {
-                    RequestHeader(command: .write, cookie: 1, offset: UInt64(index) * 8192, length: 8192).encode(into: &output, mode: .simple)
-                    for _ in 0..<8192 { output.append(UInt8(1)) }
-                }
+                for index in 0..<64 { Self.appendWrite(index * 8192, 8192, to: &output) }
             }
             // One may have been left to a task, to see how long it takes.
             let first = transmission.requestCount - UInt64(transmission.takeWork().count)

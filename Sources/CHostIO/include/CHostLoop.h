@@ -36,9 +36,9 @@ int64_t chostio_send(int fd, const struct iovec *parts, int count, bool more);
 int64_t chostio_send_file(int fd, int file, uint64_t offset, size_t count);
 /// 1 for a Unix socket.
 int chostio_is_local(int fd);
-/// A second number for the same socket, closed by exec.
+/// A second number for the same socket, closed by exec. From now on the socket never waits.
 int chostio_duplicate(int fd);
-/// Makes room for `bytes` of what is sent on a local (Unix) socket and not received yet; leaves sockets of other kinds alone.
+/// Makes room for `bytes` of what is sent on a local (Unix) socket and not received yet.
 int chostio_socket_room(int fd, int bytes);
 
 /// Nanoseconds of a clock that never goes back.

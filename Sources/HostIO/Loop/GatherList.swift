@@ -54,6 +54,9 @@ internal import SystemPackage
         files.removeAll(keepingCapacity: true)
     }
 
+    /// Nothing comes behind a tail.
+    private var isFull: Bool { count == Self.partLimit || tail != nil }
+
     /// Part of the bytes comes from files.
     public var hasFiles: Bool { !files.isEmpty }
 
@@ -72,7 +75,7 @@ internal import SystemPackage
     /// Bytes of a file that are at hand (`HostFile.isAtHand`).
     public func append(_ file: HostFile, offset: UInt64, count: Int) -> Bool {
         guard let mapping = file.mapping, offset <= mapping.byteCount, UInt64(count) <= mapping.byteCount - offset else { return false }
-        guard self.count < Self.partLimit, tail == nil else { return false }
+        guard !isFull else { return false }
         if files.last !== file { files.append(file) }
         if refersToPages, count >= Self.referenceFloor {
             tail = (file, offset, count)
@@ -94,7 +97,7 @@ internal import SystemPackage
     }
 
     private func append(_ address: UnsafeRawPointer?, _ length: Int) -> Bool {
-        guard count < Self.partLimit, tail == nil else { return false }
+        guard !isFull else { return false }
         // SAFETY: there is room; the kernel reads the memory, though the type of `iovec` would allow more.
         unsafe parts[count] = iovec(iov_base: UnsafeMutableRawPointer(mutating: address), iov_len: length)
         count += 1

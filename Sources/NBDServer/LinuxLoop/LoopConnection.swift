@@ -213,6 +213,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
             }
             count += 1
             shell.pump()
+            // More than replies to writes: somebody has read.
             if !answersAtEnd || shell.transmission.outputByteCount > 4096 { flush() }
         }
         return count > 0
