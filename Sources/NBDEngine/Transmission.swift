@@ -53,10 +53,8 @@ public struct Transmission: ~Copyable {
     let sendsSegments: Bool
     /// What lies in files may be sent by reference (`RangeMapper.placesAreFixed`).
     public let placesAreFixed: Bool
-    /// Bytes that one turn writes before it sends.
-    public var turnWriteByteCountLimit = turnWriteByteCountDefault
-    /// Writes from this length on are left to tasks, two at a time: what follows is received meanwhile.
-    public var longWriteFloor = UInt64.max
+    /// The shell may change it between calls.
+    public var writePolicy = WritePolicy()
     var segments = SegmentList()
     var work: [AwaitedRequest] = []
     /// Requests whose completion is awaited.
@@ -64,6 +62,8 @@ public struct Transmission: ~Copyable {
     var unsentByteCount = 0
     /// Bytes written since replies were last sent.
     var writtenByteCount = 0
+    /// Enough was written: its replies should be sent.
+    var hasWrittenEnough = false
     /// The last request had a long payload: the next one may, too.
     var expectsLongPayload = false
     /// All room for what arrives was used: there is more.
@@ -125,9 +125,16 @@ public struct Transmission: ~Copyable {
             missing >= Self.directByteCountFloor
         {
             stage = .ended  // so that the buffer has one owner while it grows
-            let start = payload.writerIndex
-            let result = payload.write(upTo: missing, by: read)
-            stage = .collecting(intake, header, payload, missing: missing - (payload.writerIndex - start))
+            let end = payload.writerIndex + missing
+            let isAlone = payload.readableBytes + missing >= writePolicy.aloneFloor
+            let result = payload.write(upTo: missing + (isAlone ? RequestHeader.byteCount(rules.mode) : 0), by: read)
+            if payload.writerIndex > end {
+                // The next header, or the beginning of it.
+                inbox.clear()
+                inbox.writeBytes(payload.readableBytesSpan.extracting(droppingFirst: end - payload.readerIndex))
+                payload.moveWriterIndex(to: end)
+            }
+            stage = .collecting(intake, header, payload, missing: end - payload.writerIndex)
             payload = ByteBuffer()
             advance()
             return result
@@ -135,7 +142,7 @@ public struct Transmission: ~Copyable {
         buffer.clear()
         buffer.writeImmutableBuffer(inbox)
         inbox.clear()
-        let limit = expectsLongPayload ? Self.headByteCount : max(buffer.writableBytes, Self.headByteCount)
+        let limit = expectsLongPayload ? Self.headByteCount : max(Self.receiveByteCount - buffer.readableBytes, Self.headByteCount)
         let start = buffer.writerIndex
         let result = buffer.write(upTo: limit, by: read)
         hasMore = buffer.writerIndex - start == limit
@@ -223,7 +230,7 @@ public struct Transmission: ~Copyable {
     /// Replies to be sent, in order.
     public mutating func takeOutput() -> [ByteBuffer] {
         unsentByteCount += replies.byteCount
-        writtenByteCount = 0
+        beginTurn()
         return replies.take()
     }
 
@@ -239,7 +246,7 @@ public struct Transmission: ~Copyable {
         let before = replies.memoryByteCount
         let hadSegments = replies.hasSegments
         replies.drop(byteCount)
-        writtenByteCount = 0
+        beginTurn()
         if hadSegments, !replies.hasSegments { mapper?.released() }
         lease.release(before - replies.memoryByteCount)
     }
@@ -261,13 +268,22 @@ public struct Transmission: ~Copyable {
     static let longPayloadByteCount = 128 << 10
     /// Bytes of a header and the beginning of a payload.
     static let headByteCount = 4096
+    /// Bytes that are received at a time: two payloads of 64 KiB with their headers. Less than a core's cache holds.
+    static let receiveByteCount = 132 << 10
     /// Bytes of replies that one turn collects before it sends.
     static let turnByteCountLimit = 256 << 10
-    /// A write takes long, its reply is short, and the client can work on it while more is written.
-    public static let turnWriteByteCountDefault = 32 << 10
 
-    var isTurnFull: Bool {
-        replies.byteCount >= Self.turnByteCountLimit || writtenByteCount >= turnWriteByteCountLimit
+    var isTurnFull: Bool { replies.byteCount >= Self.turnByteCountLimit || hasWrittenEnough }
+
+    /// Replies were sent.
+    private mutating func beginTurn() {
+        writtenByteCount = 0
+        hasWrittenEnough = false
+    }
+
+    mutating func noteWritten(_ byteCount: Int) {
+        writtenByteCount += byteCount
+        hasWrittenEnough = writtenByteCount >= writePolicy.turnByteCount(byteCount)
     }
 
     /// Whether the shell should read from the client.

@@ -76,12 +76,50 @@ import Glibc
             }
             return limits
         }
-        let room = shared.capacity
-        #expect(limits(200_000, 200_000, 200_000) == [room, 400_056 - room, 4096, 200_028 - 4096])
+        let room = Transmission.receiveByteCount
+        #expect(limits(200_000, 200_000, 200_000) == [room, 200_028 - room, 4096, 200_028 - 4096, 4096, 200_028 - 4096])
         #expect(limits(1000) == [4096])
         #expect(limits(1000) == [room])
-        #expect(limits(200_000) == [room], "nothing was behind it")
+        #expect(limits(132_000) == [room], "nothing was behind it")
         #expect(limits(1000) == [room])
+    }
+
+    @Test(arguments: [ReplyMode.simple, .extended], [0, 5])
+    func `receives with a long payload the next header and no more, if told so`(mode: ReplyMode, cut: Int) async {
+        let harness = EngineHarness(mode, device: ScriptedDevice(byteCount: 1 << 20), isSharing: true)
+        harness.transmission.writePolicy.aloneFloor = 48 << 10
+        let head = RequestHeader.byteCount(mode)
+        let payloads = [100_000, 70_000, 120_000, 300, 80_000, 60_000].enumerated().map { [UInt8](repeating: UInt8($0 + 1), count: $1) }
+        var stream: [UInt8] = []
+        for (index, payload) in payloads.enumerated() {
+            stream += harness.bytes(harness.header(.write, UInt64(index) << 17, UInt64(payload.count)), payload)
+        }
+        let total = stream.count
+        var limits: [Int] = []
+        var shared = ByteBuffer()
+        while !stream.isEmpty {
+            let count = harness.transmission.receive(sharing: &shared) { output, limit in
+                limits.append(limit)
+                let count = min(max(limit - cut, 1), stream.count)
+                for byte in stream.prefix(count) { output.append(byte) }
+                return count
+            }
+            stream.removeFirst(count)
+            harness.collect()
+        }
+        if cut == 0 {
+            let room = Transmission.receiveByteCount
+            #expect(limits == [room, 170_000 + 2 * head - room + head, 120_000 + head, room, room])
+        }
+        #expect(total == payloads.reduce(0) { $0 + $1.count + head })
+        harness.transmission.endOfInput()
+        await harness.finish()
+        #expect(harness.isFinished && harness.requestCount == 6 && harness.violation == nil)
+        for (index, payload) in payloads.enumerated() {
+            #expect(Array(harness.device.bytes[index << 17..<index << 17 + payload.count]) == payload)
+        }
+        harness.transmission.abandon()
+        #expect(harness.budget.used == 0)
     }
 
     @Test func `keeps no buffer when nothing is under way`() async {
@@ -194,8 +232,8 @@ import Glibc
     @Test func `that are long, are written by two tasks and the loop`() async throws {
         try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
             var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30))
-            transmission.longWriteFloor = 16_384
-            transmission.turnWriteByteCountLimit = 1 << 20
+            transmission.writePolicy.taskFloor = 16_384
+            transmission.writePolicy.turnByteCount = 1 << 20
             var shared = ByteBuffer()
             shared.reserveCapacity(1 << 20)
             transmission.receive(sharing: &shared) { output, _ in
@@ -206,22 +244,24 @@ import Glibc
         }
     }
 
-    @Test(arguments: [Transmission.turnWriteByteCountDefault, 256 << 10])
-    func `that are written, are so many in one turn as it is told`(limit: Int) async throws {
+    @Test(arguments: [(32 << 10, 8192), (128 << 10, 8192), (128 << 10, 64 << 10)])
+    func `that are written, are so many in one turn as it is told`(limit: Int, size: Int) async throws {
         try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
             var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30))
-            transmission.turnWriteByteCountLimit = limit
+            // The other one is for writes of another length.
+            transmission.writePolicy.turnByteCount = size < 64 << 10 ? limit : 1
+            transmission.writePolicy.longTurnByteCount = size < 64 << 10 ? 1 : limit
             var shared = ByteBuffer()
             shared.reserveCapacity(1 << 20)
             transmission.receive(sharing: &shared) { output, _ in
-                for index in 0..<64 { Self.appendWrite(index * 8192, 8192, to: &output) }
+                for index in 0..<(512 << 10) / size { Self.appendWrite(index * size, size, to: &output) }
             }
             // One may have been left to a task, to see how long it takes.
             let first = transmission.requestCount - UInt64(transmission.takeWork().count)
-            #expect(transmission.shouldSend && first == UInt64(limit / 8192))
+            #expect(transmission.shouldSend && first == UInt64(limit / size))
             transmission.dropOutput(transmission.outputByteCount)
             transmission.proceed()
-            #expect(transmission.requestCount >= UInt64(2 * limit / 8192))
+            #expect(transmission.requestCount >= UInt64(2 * limit / size))
             transmission.abandon()
         }
     }

@@ -178,13 +178,9 @@ final class LoopConnection: LoopClient, ConnectionFace {
 
     /// Returns whether there was anything.
     private func receive(_ shell: TransmissionShell) -> Bool {
-        // While others wait for the loop, a client that is told early takes the core away that somebody needs, and sends more than can be dealt
-        // with: what waits in the kernel grows cold there. TCP, whose calls are dear, rather answers even later.
-        let isShared = loop.host.isShared
-        let answersAtEnd = isShared && !socket.isLocal
-        shell.transmission.turnWriteByteCountLimit = answersAtEnd ? 1 << 20 : isShared ? 256 << 10 : Transmission.turnWriteByteCountDefault
-        // One client alone: there is a core to write with. Over TCP, which needs it itself, that gains nothing.
-        shell.transmission.longWriteFloor = isShared || !socket.isLocal ? .max : 256 << 10
+        shell.transmission.writePolicy = loop.host.isShared ? .shared(isLocal: socket.isLocal) : .alone(isLocal: socket.isLocal)
+        // TCP's calls are dear: it answers when there is nothing more to be received.
+        let answersAtEnd = !socket.isLocal
         defer { if answersAtEnd { flush() } }
         var count = 0
         while mayHaveInput, shell.transmission.wantsBytes, self.shell != nil {
@@ -214,7 +210,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
             count += 1
             shell.pump()
             // More than replies to writes: somebody has read.
-            if !answersAtEnd || shell.transmission.outputByteCount > 4096 { flush() }
+            if !answersAtEnd || shell.transmission.outputByteCount > 4096 || !shell.transmission.wantsBytes { flush() }
         }
         return count > 0
     }
@@ -276,6 +272,28 @@ final class LoopConnection: LoopClient, ConnectionFace {
         if let violation { environment.journal.violated(identity, violation) }
         end()
     }
+}
+
+extension WritePolicy {
+    /// While others wait for the loop, a client that is told early takes the core away that somebody needs, and sends more than can be dealt
+    /// with: what waits in the kernel grows cold there.
+    fileprivate static func shared(isLocal: Bool) -> WritePolicy {
+        var policy = WritePolicy()
+        policy.turnByteCount = isLocal ? 256 << 10 : 1 << 20
+        policy.longTurnByteCount = policy.turnByteCount
+        if !isLocal { policy.aloneFloor = longPayload }
+        return policy
+    }
+
+    /// One client alone: there is a core to write with. Over TCP, which needs it itself, that gains nothing.
+    fileprivate static func alone(isLocal: Bool) -> WritePolicy {
+        var policy = WritePolicy()
+        policy.longTurnByteCount = isLocal ? 128 << 10 : 256 << 10
+        if isLocal { policy.taskFloor = 256 << 10 } else { policy.aloneFloor = longPayload }
+        return policy
+    }
+
+    private static let longPayload = 48 << 10
 }
 
 extension ByteBuffer {
