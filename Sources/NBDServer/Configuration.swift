@@ -86,7 +86,7 @@ extension NBDServer {
         public var usesFastPath = true
         /// On the fast path, how long a loop looks for the next request before it sleeps, while requests come fast; at most a second. `.zero`:
         /// not at all, which spares CPU time and makes each answer later.
-        public var pollLimit: Duration = .microseconds(50)
+        public var pollLimit: Duration = .microseconds(200)
         /// Called once by `start()`, when all addresses are bound and before anybody is let in: the moment to give up rights that were needed to
         /// bind. Gets what `uris` will be. What it throws ends the start.
         public var willAccept: (@Sendable (_ uris: [String]) throws -> Void)?

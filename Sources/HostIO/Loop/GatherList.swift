@@ -24,6 +24,8 @@ internal import SystemPackage
     private(set) var count = 0
     public private(set) var byteCount = 0
     private var refersToPages = false
+    /// There are pieces that are long enough to be sent by reference.
+    public private(set) var hasLongPieces = false
     /// What is sent by reference, behind everything else.
     private var tail: (file: HostFile, offset: UInt64, count: Int)?
     private var tailCount: UInt64 = 0
@@ -48,6 +50,7 @@ internal import SystemPackage
     public func removeAll(refersToPages: Bool = false) {
         self.refersToPages = refersToPages
         tail = nil
+        hasLongPieces = false
         hasWaited = false
         count = 0
         byteCount = 0
@@ -77,7 +80,9 @@ internal import SystemPackage
         guard let mapping = file.mapping, offset <= mapping.byteCount, UInt64(count) <= mapping.byteCount - offset else { return false }
         guard !isFull else { return false }
         if files.last !== file { files.append(file) }
-        if refersToPages, count >= Self.referenceFloor {
+        let isLong = count >= Self.referenceFloor
+        if isLong { hasLongPieces = true }
+        if refersToPages, isLong {
             tail = (file, offset, count)
             byteCount += count
             return false

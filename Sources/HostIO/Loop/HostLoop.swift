@@ -93,7 +93,7 @@ public protocol LoopClient: AnyObject {
     private var smoothedGap: UInt64 = gapLimit
 
     /// Longer gaps count as this long, so that one long pause is soon forgotten.
-    private static let gapLimit: UInt64 = 200_000
+    private static let gapLimit: UInt64 = 1_000_000
     /// With more busy clients than this, one look at all sockets is cheaper.
     private static let busyLimit = 4
     private static let missLimit = 64
@@ -245,6 +245,9 @@ public protocol LoopClient: AnyObject {
 
     /// Several clients keep the loop busy.
     public var isShared: Bool { busy.count > 1 }
+
+    /// Nanoseconds since some moment.
+    public static var now: UInt64 { chostio_now() }
 
     /// How often this thread has waited for a page from a disk: sending what is at hand should cause none.
     public var majorFaultCount: UInt64 { chostio_major_faults() }

@@ -12,6 +12,7 @@ final class FastLoop: @unchecked Sendable {
         var inbox = ByteBufferAllocator().buffer(capacity: 256 << 10)
         let outbox = GatherList()
         let pool = BufferPool()
+        var transferChoice = TransferChoice()
         /// Sends of bytes that lie in files.
         var sendCount: UInt64 = 0
         var majorFaultCount: UInt64 = 0

@@ -223,8 +223,9 @@ final class LoopConnection: LoopClient, ConnectionFace {
     func flush() {
         while hasRoom, let shell, shell.transmission.outputByteCount > 0 {
             let outbox = loop.shared.outbox
-            // Over TCP pages are dearer than a copy of their bytes once the cores have enough to do; Unix sockets hand them over for next to nothing.
-            outbox.removeAll(refersToPages: shell.transmission.placesAreFixed && (socket.isLocal || !loop.host.isShared))
+            // Over TCP pages are dearer than a copy of their bytes once the cores have enough to do.
+            let mayRefer = shell.transmission.placesAreFixed && (socket.isLocal || !loop.host.isShared)
+            outbox.removeAll(refersToPages: mayRefer && loop.shared.transferChoice.isByReference)
             shell.transmission.forEachOutput { piece, part in
                 switch piece {
                 case .bytes(let buffer): outbox.append(buffer.bytes(part))
@@ -238,6 +239,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
                 shell.transmission.dropOutput(byteCount)
                 shell.noteProgress(byteCount)
                 if outbox.hasFiles { lookForFaults(outbox) }
+                if mayRefer, outbox.hasLongPieces { loop.shared.transferChoice.note(sent: byteCount, now: HostLoop.now) }
                 if byteCount < outbox.byteCount { waitForRoom() }
             case .wouldBlock:
                 waitForRoom()

@@ -198,7 +198,7 @@ struct ServeCommand: AsyncParsableCommand {
         @Option(name: .long, help: ArgumentHelp("Seconds for requests in flight when stopping (default: 10).", valueName: "seconds"))
         var drainLimit: String?
 
-        @Option(name: .long, help: ArgumentHelp("Microseconds to look for the next request before sleeping, while requests come fast (default: 50; 0: sleep at once).", valueName: "microseconds"))
+        @Option(name: .long, help: ArgumentHelp("Microseconds to look for the next request before sleeping, while requests come fast (default: 200; 0: sleep at once).", valueName: "microseconds"))
         var poll: String?
 
         @Option(name: .long, help: ArgumentHelp("on (default) or off: serve plain connections by loops made for speed; off is for diagnosis.", valueName: "mode"))

@@ -47,7 +47,7 @@ struct ServePlan: Equatable, Sendable {
     var progressLimit = Duration.seconds(120)
     var peerSilenceLimit = Duration.seconds(120)
     var drainLimit = Duration.seconds(10)
-    var pollLimit = Duration.microseconds(50)
+    var pollLimit = Duration.microseconds(200)
     var usesFastPath = true
 
     var access = AccessPlan()
