@@ -62,6 +62,7 @@ private struct TransmissionRun: ~Copyable {
         engine = Transmission(
             session: Session(export: export, flags: flags, mode: mode, contexts: contexts), device: device,
             sources: [7: AllocationDepth(device)], limits: limits, budget: budget, trace: trace, wake: {})
+        // As the fast face does for clients over TCP.
         if fragmentation & 1 != 0 { engine.writePolicy.aloneFloor = 0 }
         decoder = ReplyDecoder(mode: mode, contexts: contexts)
     }

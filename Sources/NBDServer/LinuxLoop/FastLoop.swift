@@ -8,8 +8,8 @@ import NIOCore
 // SAFETY: `@unchecked Sendable`: the variables are reached through `shared`, which checks that its caller runs on the loop.
 final class FastLoop: @unchecked Sendable {
     final class Shared {
-        /// Where bytes arrive. As much as a core's cache holds with ease.
-        var inbox = ByteBufferAllocator().buffer(capacity: 256 << 10)
+        /// Where bytes arrive. The transmission says how much room there is to be.
+        var inbox = ByteBuffer()
         let outbox = GatherList()
         let pool = BufferPool()
         var transferChoice = TransferChoice()

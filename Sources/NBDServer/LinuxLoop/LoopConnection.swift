@@ -178,7 +178,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
 
     /// Returns whether there was anything.
     private func receive(_ shell: TransmissionShell) -> Bool {
-        shell.transmission.writePolicy = loop.host.isShared ? .shared(isLocal: socket.isLocal) : .alone(isLocal: socket.isLocal)
+        shell.transmission.writePolicy = WritePolicy(isLocal: socket.isLocal, isShared: loop.host.isShared)
         // TCP's calls are dear: it answers when there is nothing more to be received.
         let answersAtEnd = !socket.isLocal
         defer { if answersAtEnd { flush() } }
@@ -222,10 +222,11 @@ final class LoopConnection: LoopClient, ConnectionFace {
 
     func flush() {
         while hasRoom, let shell, shell.transmission.outputByteCount > 0 {
-            let outbox = loop.shared.outbox
+            let shared = loop.shared
+            let outbox = shared.outbox
             // Over TCP pages are dearer than a copy of their bytes once the cores have enough to do.
             let mayRefer = shell.transmission.placesAreFixed && (socket.isLocal || !loop.host.isShared)
-            outbox.removeAll(refersToPages: mayRefer && loop.shared.transferChoice.isByReference)
+            outbox.removeAll(refersToPages: mayRefer && shared.transferChoice.isByReference)
             shell.transmission.forEachOutput { piece, part in
                 switch piece {
                 case .bytes(let buffer): outbox.append(buffer.bytes(part))
@@ -239,7 +240,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
                 shell.transmission.dropOutput(byteCount)
                 shell.noteProgress(byteCount)
                 if outbox.hasFiles { lookForFaults(outbox) }
-                if mayRefer, outbox.hasLongPieces { loop.shared.transferChoice.note(sent: byteCount, now: HostLoop.now) }
+                if mayRefer, outbox.hasLongPieces { shared.transferChoice.note(sent: byteCount, now: HostLoop.now) }
                 if byteCount < outbox.byteCount { waitForRoom() }
             case .wouldBlock:
                 waitForRoom()
@@ -277,25 +278,20 @@ final class LoopConnection: LoopClient, ConnectionFace {
 }
 
 extension WritePolicy {
-    /// While others wait for the loop, a client that is told early takes the core away that somebody needs, and sends more than can be dealt
-    /// with: what waits in the kernel grows cold there.
-    fileprivate static func shared(isLocal: Bool) -> WritePolicy {
-        var policy = WritePolicy()
-        policy.turnByteCount = isLocal ? 256 << 10 : 1 << 20
-        policy.longTurnByteCount = policy.turnByteCount
-        if !isLocal { policy.aloneFloor = longPayload }
-        return policy
+    fileprivate init(isLocal: Bool, isShared: Bool) {
+        self.init()
+        if !isLocal { aloneFloor = 48 << 10 }
+        if isShared {
+            // While others wait for the loop, a client that is told early takes the core away that somebody needs, and sends more than can be
+            // dealt with: what waits in the kernel grows cold there.
+            turnByteCount = isLocal ? 256 << 10 : 1 << 20
+            longTurnByteCount = turnByteCount
+        } else {
+            longTurnByteCount = isLocal ? 128 << 10 : 256 << 10
+            // There is a core to write with. Over TCP, which needs it itself, that gains nothing.
+            if isLocal { taskFloor = 256 << 10 }
+        }
     }
-
-    /// One client alone: there is a core to write with. Over TCP, which needs it itself, that gains nothing.
-    fileprivate static func alone(isLocal: Bool) -> WritePolicy {
-        var policy = WritePolicy()
-        policy.longTurnByteCount = isLocal ? 128 << 10 : 256 << 10
-        if isLocal { policy.taskFloor = 256 << 10 } else { policy.aloneFloor = longPayload }
-        return policy
-    }
-
-    private static let longPayload = 48 << 10
 }
 
 extension ByteBuffer {

@@ -20,10 +20,11 @@ struct TransferChoice {
 
     /// - Parameters:
     ///   - sent: bytes that have left, long pieces among them.
-    ///   - now: nanoseconds.
-    mutating func note(sent: Int, now: UInt64) {
+    ///   - now: nanoseconds; asked for at the end of a spell only.
+    mutating func note(sent: Int, now: @autoclosure () -> UInt64) {
         byteCount += sent
         guard byteCount >= Self.spellByteCount else { return }
+        let now = now()
         let duration = now &- spellStart
         if duration > 0, duration < Self.spellLimit {
             let rate = Double(byteCount) / Double(duration)
