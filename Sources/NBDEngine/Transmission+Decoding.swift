@@ -24,14 +24,14 @@ extension Transmission {
         case .admission(let intake, let header):
             return !isPaused && admit(intake, header)
         case .collecting(let intake, let header, var payload, let missing):
-            guard missing == 0 ? !isPaused : inbox.readableBytes > 0 else { return false }
-            stage = .ended  // so that the buffer has one owner while it grows
-            let taken = min(missing, inbox.readableBytes)
-            if var part = inbox.readSlice(length: taken) { payload.writeBuffer(&part) }
-            guard taken == missing, !isPaused else {
+            guard missing == 0 else {
+                stage = .ended  // so that the buffer has one owner while it grows
+                let taken = min(missing, inbox.readableBytes)
+                if var part = inbox.readSlice(length: taken) { payload.writeBuffer(&part) }
                 stage = .collecting(intake, header, payload, missing: missing - taken)
-                return false
+                return taken == missing
             }
+            guard !isPaused, !mustWait(intake) else { return false }
             stage = .header
             start(intake, header, payload)
             pool.give(payload)
@@ -103,7 +103,7 @@ extension Transmission {
         switch intake {
         case .collect(_, let byteCount), .collectFilter(_, let byteCount):
             expectsLongPayload = hasMore && byteCount >= Self.longPayloadByteCount
-            if let whole = inbox.readSlice(length: byteCount) {
+            if inbox.readableBytes >= byteCount, !mustWait(intake), let whole = inbox.readSlice(length: byteCount) {
                 start(intake, header, whole)
             } else {
                 stage = .collecting(intake, header, pool.take(byteCount), missing: byteCount)
@@ -111,6 +111,17 @@ extension Transmission {
         default:
             start(intake, header, ByteBuffer())
         }
+        return true
+    }
+
+    /// A long write that another loop would keep waiting now.
+    private mutating func mustWait(_ intake: RequestRules.Intake) -> Bool {
+        guard case .collect(_, let byteCount) = intake, byteCount >= writePolicy.exclusiveFloor, writeTurns.isTaken, waitCount < Self.waitLimit
+        else {
+            waitCount = 0
+            return false
+        }
+        waitCount += 1
         return true
     }
 

@@ -74,6 +74,9 @@ extension Transmission {
     private func writeNow(_ payload: ByteBuffer) -> Bool {
         // One segment only. A write that stops half-way is repeated in full by the slow path, with the same bytes at the same place.
         guard segments.segments.count == 1 else { return false }
+        guard payload.readableBytes < writePolicy.exclusiveFloor else {
+            return writeTurns.take { segments.segments[0].writeNow(from: payload.readableBytesSpan) }
+        }
         return segments.segments[0].writeNow(from: payload.readableBytesSpan)
     }
 }

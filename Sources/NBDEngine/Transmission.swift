@@ -66,6 +66,10 @@ public struct Transmission: ~Copyable {
     var hasWrittenEnough = false
     /// The last request had a long payload: the next one may, too.
     var expectsLongPayload = false
+    /// Shared by the connections to the device.
+    let writeTurns: WriteTurns
+    /// How often the write that is at hand has let others go first.
+    var waitCount = 0
     /// All room for what arrives was used: there is more.
     var hasMore = false
     var isShuttingDown = false
@@ -82,11 +86,12 @@ public struct Transmission: ~Copyable {
     ///   - device: takes requests of any alignment (see `Emulation`).
     ///   - sources: of the contexts of the export, by their ids; `base:allocation` is the device's own status.
     ///   - pool: shared by the connections of a loop.
+    ///   - writeTurns: shared by the connections to the device.
     ///   - wake: called from any thread when memory that was waited for is there; the shell answers with `memoryGranted()` on the loop.
     public init(
         session: Session, device: any BlockDevice, sources: [UInt32: any ExtentSource] = [:], limits: TransmissionLimits = TransmissionLimits(),
         budget: MemoryBudget,
-        pool: BufferPool = BufferPool(), sendsSegments: Bool = false, trace: Tracer? = nil, wake: @escaping @Sendable () -> Void
+        pool: BufferPool = BufferPool(), sendsSegments: Bool = false, writeTurns: WriteTurns = WriteTurns(), trace: Tracer? = nil, wake: @escaping @Sendable () -> Void
     ) {
         self.session = session
         self.device = device
@@ -94,6 +99,7 @@ public struct Transmission: ~Copyable {
         self.limits = limits
         self.pool = pool
         self.sendsSegments = sendsSegments
+        self.writeTurns = writeTurns
         replies = ReplyQueue(pool: pool)
         self.trace = trace
         rules = RequestRules(session)
@@ -286,6 +292,12 @@ public struct Transmission: ~Copyable {
         hasWrittenEnough = writtenByteCount >= writePolicy.turnByteCount(byteCount)
     }
 
+    /// A write was tried so often while another loop wrote: then it waits in the kernel, as anybody else. Some milliseconds.
+    static let waitLimit = 4096
+
+    /// A long write lets another loop's go first (`WritePolicy.exclusiveFloor`): call `proceed()` soon.
+    public var isHeldUp: Bool { waitCount > 0 && !isPaused }
+
     /// Whether the shell should read from the client.
     public var wantsBytes: Bool {
         switch stage {
@@ -322,6 +334,7 @@ public struct Transmission: ~Copyable {
 
     mutating func end(_ violation: ProtocolViolation?) {
         stage = .ended
+        waitCount = 0
         inbox = ByteBuffer()
         if self.violation == nil { self.violation = violation }
     }

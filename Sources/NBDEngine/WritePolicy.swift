@@ -12,6 +12,9 @@ public struct WritePolicy: Equatable, Sendable {
     /// and always the same memory is used. One call for each payload.
     public var aloneFloor = Int.max
 
+    /// Writes from this length on wait while another loop writes one to the same device (`WriteTurns`).
+    public var exclusiveFloor = Int.max
+
     /// Writes from this length on are long.
     static let longByteCount = 64 << 10
 

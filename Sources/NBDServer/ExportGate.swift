@@ -1,4 +1,5 @@
 import Block
+import NBDEngine
 import Synchronization
 
 /// Lets an export's connections be paused together: the export as a `RequestSource` (REFERENCE section 11).
@@ -23,6 +24,7 @@ final class ExportGate: RequestSource {
         var isClosed = false
     }
 
+    let writeTurns = WriteTurns()
     private let device: any BlockDevice
     private let state = Mutex(State())
 

@@ -1,4 +1,5 @@
 import CSockets
+import HostIO
 import NBDProtocol
 import NIOCore
 
@@ -116,7 +117,10 @@ struct ListeningSocket: Sendable {
 
     func accept() -> Answer {
         let result = csockets_accept(descriptor)
-        guard result < 0 else { return .client(result) }
+        guard result < 0 else {
+            StreamSocket.sendUnpacedWithinHost(result)
+            return .client(result)
+        }
         switch -result {
         // Errors of a client that was waiting, and is taken off the queue with them: see accept(2).
         case EAGAIN, EINTR, ECONNABORTED, EPROTO, ENOPROTOOPT, ENETDOWN, ENETUNREACH, EHOSTDOWN, EHOSTUNREACH, ETIMEDOUT: return .nobody

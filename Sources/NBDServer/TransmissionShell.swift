@@ -62,7 +62,7 @@ final class TransmissionShell {
         let bound = LoopBound(shell, loop)
         transmission = Transmission(
             session: session, device: export.device, sources: export.sources, limits: limits, budget: environment.budget, pool: pool,
-            sendsSegments: sendsSegments,
+            sendsSegments: sendsSegments, writeTurns: gate.writeTurns,
             trace: environment.tracer(for: identity), wake: { bound.execute { $0.object?.memoryGranted() } })
         shell.object = self
         let me = LoopBound(self, loop)

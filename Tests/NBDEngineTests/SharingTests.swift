@@ -167,11 +167,13 @@ import Glibc
         }
     }
 
-    private static func transmission(_ file: HostFile, _ mode: ReplyMode, _ budget: MemoryBudget) -> Transmission {
+    private static func transmission(
+        _ file: HostFile, _ mode: ReplyMode, _ budget: MemoryBudget, writeTurns: WriteTurns = WriteTurns()
+    ) -> Transmission {
         let session = Session(
             export: ExportDescription(id: 1, name: "", byteCount: file.byteCount, flags: .hasFlags, blockSizes: BlockSizes()),
             flags: .hasFlags, mode: mode, contexts: [])
-        return Transmission(session: session, device: FileDevice(file), budget: budget, sendsSegments: true, wake: {})
+        return Transmission(session: session, device: FileDevice(file), budget: budget, sendsSegments: true, writeTurns: writeTurns, wake: {})
     }
 
     /// A request, as it comes from the client.
@@ -240,6 +242,68 @@ import Glibc
                 for index in 0..<8 { Self.appendWrite(index * 16_384, index < 2 ? 8192 : 16_384, to: &output) }
             }
             #expect(transmission.requestCount == 8 && transmission.requestsInFlight == 2 && transmission.outputByteCount == 6 * 16)
+            transmission.abandon()
+        }
+    }
+
+    /// A write that was carried out; or left to a task, to see how long it takes.
+    private static func isBegun(_ transmission: borrowing Transmission) -> Bool {
+        transmission.outputByteCount == 16 || transmission.requestsInFlight == 1
+    }
+
+    @Test(arguments: [true, false])
+    func `that are long, let a write of another loop go first, but not for ever`(isInPieces: Bool) async throws {
+        try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
+            let turns = WriteTurns()
+            var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30), writeTurns: turns)
+            transmission.writePolicy.exclusiveFloor = 16_384
+            var shared = ByteBuffer()
+            shared.reserveCapacity(1 << 20)
+            func arrive(_ offset: Int, _ count: Int) {
+                let request = [UInt8](unsafeUninitializedCapacity: 28 + count) { bytes, initialized in
+                    var output = OutputRawSpan(buffer: UnsafeMutableRawBufferPointer(bytes), initializedCount: 0)
+                    Self.appendWrite(offset, count, to: &output)
+                    initialized = output.finalize(for: UnsafeMutableRawBufferPointer(bytes))
+                }
+                for part in isInPieces ? [request.prefix(5000), request.dropFirst(5000)] : [request[...]] {
+                    transmission.receive(sharing: &shared) { output, _ in for byte in part { output.append(byte) } }
+                }
+            }
+            _ = turns.take {
+                // Short ones do not look.
+                arrive(0, 8192)
+                #expect(Self.isBegun(transmission) && !transmission.isHeldUp)
+                return true
+            }
+            transmission.dropOutput(transmission.outputByteCount)
+            let before = transmission.requestsInFlight
+            _ = turns.take {
+                arrive(65_536, 16_384)
+                transmission.proceed()
+                #expect(transmission.isHeldUp && transmission.outputByteCount == 0 && transmission.requestsInFlight == before)
+                #expect(!transmission.wantsBytes && transmission.isMidMessage)
+                // Who is paused does not ask again and again.
+                transmission.pause()
+                #expect(!transmission.isHeldUp && transmission.outputByteCount == 0)
+                transmission.resume()
+                #expect(transmission.isHeldUp && transmission.outputByteCount == 0)
+                return true
+            }
+            transmission.proceed()
+            #expect(!transmission.isHeldUp && transmission.outputByteCount + 16 * transmission.requestsInFlight == 16 + 16 * before)
+            transmission.dropOutput(transmission.outputByteCount)
+            let later = transmission.requestsInFlight
+            _ = turns.take {
+                arrive(131_072, 16_384)
+                var count = 0
+                while transmission.isHeldUp, count < 1 << 20 {
+                    transmission.proceed()
+                    count += 1
+                }
+                #expect(count > 100 && count < 1 << 20)
+                #expect(transmission.outputByteCount + 16 * transmission.requestsInFlight == 16 + 16 * later)
+                return true
+            }
             transmission.abandon()
         }
     }

@@ -53,6 +53,34 @@ private func socketPair() -> (CInt, CInt) {
         #expect(access(path, F_OK) != 0)
     }
 
+    #if os(Linux)
+    @Test(arguments: ["127.0.0.1", "::1"])
+    func `give a client on this host a socket that is not paced`(host: String) throws {
+        let listening: ListeningSocket
+        do {
+            listening = try ListeningSocket.tcp(SocketAddress(ipAddress: host, port: 0), isIPv6Only: true)
+        } catch let error as IOError where error.errnoCode == EADDRNOTAVAIL || error.errnoCode == EAFNOSUPPORT {
+            return  // a host without IPv6
+        }
+        defer { listening.close() }
+        let address = try #require(listening.address)
+        let client = socket(host == "::1" ? AF_INET6 : AF_INET, CInt(SOCK_STREAM.rawValue), 0)
+        defer { ListeningSocket.close(client) }
+        #expect(address.withSockAddr { connect(client, $0, socklen_t($1)) } == 0)
+        var ready = pollfd(fd: listening.descriptor, events: Int16(POLLIN), revents: 0)
+        #expect(poll(&ready, 1, 5000) == 1)
+        guard case .client(let descriptor) = listening.accept() else {
+            Issue.record("nobody")
+            return
+        }
+        defer { ListeningSocket.close(descriptor) }
+        var name = [UInt8](repeating: 0, count: 16)
+        var length = socklen_t(name.count)
+        #expect(getsockopt(descriptor, CInt(IPPROTO_TCP), TCP_CONGESTION, &name, &length) == 0)
+        #expect(String(decoding: name.prefix { $0 != 0 }, as: UTF8.self) == "reno")
+    }
+    #endif
+
     @Test func `take their name out of the file system, but not a name that is another's by now`() throws {
         let path = freshPath()
         let first = try ListeningSocket.unix(path)

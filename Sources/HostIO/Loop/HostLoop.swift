@@ -246,6 +246,9 @@ public protocol LoopClient: AnyObject {
     /// Several clients keep the loop busy.
     public var isShared: Bool { busy.count > 1 }
 
+    /// Lets others have the core for a moment.
+    public static func giveWay() { chostio_yield() }
+
     /// Nanoseconds since some moment.
     public static var now: UInt64 { chostio_now() }
 

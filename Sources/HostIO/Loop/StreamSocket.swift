@@ -37,6 +37,13 @@ public final class StreamSocket: Sendable {
         _ = chostio_close(descriptor)
     }
 
+    /// A TCP connection within this host sends what the windows allow, whatever the host's congestion control is: there is no network on the
+    /// way whose pace would have to be found. BBR would spread it over time, with a timer for each piece.
+    ///
+    /// - Returns: whether this is such a connection, and the kernel does so.
+    @discardableResult
+    public static func sendUnpacedWithinHost(_ descriptor: Int32) -> Bool { chostio_send_unpaced_within_host(descriptor) == 1 }
+
     /// Appends to `output` at most `limit` bytes that have arrived.
     public func receive(into output: inout OutputRawSpan, limit: Int) -> Outcome {
         // SAFETY: at most the free room is given to the kernel, which has initialised exactly the bytes that are then counted.

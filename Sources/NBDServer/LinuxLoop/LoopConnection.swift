@@ -156,6 +156,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
     func turn() {
         isTurnRequested = false
         work()
+        if shell?.transmission.isHeldUp == true { HostLoop.giveWay() }
     }
 
     func requestTurn() {
@@ -217,15 +218,15 @@ final class LoopConnection: LoopClient, ConnectionFace {
 
     /// More is wanted: there may be bytes that were left where they are.
     func readIfWanted() {
-        if mayHaveInput, shell?.transmission.wantsBytes == true { requestTurn() }
+        guard let shell else { return }
+        if shell.transmission.isHeldUp || mayHaveInput && shell.transmission.wantsBytes { requestTurn() }
     }
 
     func flush() {
         while hasRoom, let shell, shell.transmission.outputByteCount > 0 {
             let shared = loop.shared
             let outbox = shared.outbox
-            // Over TCP pages are dearer than a copy of their bytes once the cores have enough to do.
-            let mayRefer = shell.transmission.placesAreFixed && (socket.isLocal || !loop.host.isShared)
+            let mayRefer = shell.transmission.placesAreFixed
             outbox.removeAll(refersToPages: mayRefer && shared.transferChoice.isByReference)
             shell.transmission.forEachOutput { piece, part in
                 switch piece {
@@ -281,6 +282,7 @@ extension WritePolicy {
     fileprivate init(isLocal: Bool, isShared: Bool) {
         self.init()
         if !isLocal { aloneFloor = 48 << 10 }
+        exclusiveFloor = 128 << 10
         if isShared {
             // While others wait for the loop, a client that is told early takes the core away that somebody needs, and sends more than can be
             // dealt with: what waits in the kernel grows cold there.

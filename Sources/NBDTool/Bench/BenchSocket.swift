@@ -1,3 +1,4 @@
+import HostIO
 import NBDProtocol
 
 #if canImport(Darwin)
@@ -64,6 +65,8 @@ final class BenchSocket: Sendable {
                 var yes: Int32 = 1
                 // P-GEN-02.
                 unsafe setsockopt(socket.descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, &yes, socklen_t(MemoryLayout<Int32>.size))
+                // A server on this host is to be the limit, not our own pace.
+                StreamSocket.sendUnpacedWithinHost(socket.descriptor)
                 return socket
             }
             reason = errno
