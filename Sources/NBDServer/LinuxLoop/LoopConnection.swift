@@ -179,7 +179,10 @@ final class LoopConnection: LoopClient, ConnectionFace {
 
     /// Returns whether there was anything.
     private func receive(_ shell: TransmissionShell) -> Bool {
-        shell.transmission.writePolicy = WritePolicy(isLocal: socket.isLocal, isShared: loop.host.isShared)
+        // There may be a core to write with. Over TCP, which needs it itself, that gains nothing.
+        let mayUseTasks = socket.isLocal && !loop.host.isShared
+        shell.transmission.writePolicy = WritePolicy(
+            isLocal: socket.isLocal, isShared: loop.host.isShared, usesTasks: mayUseTasks && loop.shared.writes.isFirst)
         // TCP's calls are dear: it answers when there is nothing more to be received.
         let answersAtEnd = !socket.isLocal
         defer { if answersAtEnd { flush() } }
@@ -195,6 +198,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
             switch outcome {
             case .bytes(let byteCount):
                 shell.noteProgress(byteCount)
+                if mayUseTasks, byteCount >= 64 << 10 { loop.shared.writes.note(moved: byteCount, now: HostLoop.now) }
                 // Less than there was room for: that was all.
                 if byteCount < limit, !isHungUp { mayHaveInput = false }
             case .wouldBlock:
@@ -227,7 +231,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
             let shared = loop.shared
             let outbox = shared.outbox
             let mayRefer = shell.transmission.placesAreFixed
-            outbox.removeAll(refersToPages: mayRefer && shared.transferChoice.isByReference)
+            outbox.removeAll(refersToPages: mayRefer && shared.transfers.isFirst)
             shell.transmission.forEachOutput { piece, part in
                 switch piece {
                 case .bytes(let buffer): outbox.append(buffer.bytes(part))
@@ -241,7 +245,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
                 shell.transmission.dropOutput(byteCount)
                 shell.noteProgress(byteCount)
                 if outbox.hasFiles { lookForFaults(outbox) }
-                if mayRefer, outbox.hasLongPieces { shared.transferChoice.note(sent: byteCount, now: HostLoop.now) }
+                if mayRefer, outbox.hasLongPieces { shared.transfers.note(moved: byteCount, now: HostLoop.now) }
                 if byteCount < outbox.byteCount { waitForRoom() }
             case .wouldBlock:
                 waitForRoom()
@@ -279,7 +283,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
 }
 
 extension WritePolicy {
-    fileprivate init(isLocal: Bool, isShared: Bool) {
+    fileprivate init(isLocal: Bool, isShared: Bool, usesTasks: Bool) {
         self.init()
         if !isLocal { aloneFloor = 48 << 10 }
         exclusiveFloor = 128 << 10
@@ -290,9 +294,8 @@ extension WritePolicy {
             longTurnByteCount = turnByteCount
         } else {
             longTurnByteCount = isLocal ? 128 << 10 : 256 << 10
-            // There is a core to write with. Over TCP, which needs it itself, that gains nothing.
-            if isLocal { taskFloor = 256 << 10 }
         }
+        if usesTasks { taskFloor = 256 << 10 }
     }
 }
 

@@ -1,11 +1,13 @@
-/// How the long pieces of files leave a loop that may choose: copied by us from the mapping, or by reference, copied by the receiver.
+/// Which of two ways to move long pieces is faster on a loop, at this time, for these clients. Nobody can tell beforehand: that depends on who has
+/// time, on the disk, and on what else the cores have to do. So it is measured: bytes a second of short spells, now and then of one the other way.
 ///
-/// Which is faster depends on who has time: a lean client copies as fast as we do, a busy one better gets what is copied already, and with
-/// several of each nobody can tell. So it is measured: bytes for each second of short spells, now and then of one the other way.
-struct TransferChoice {
-    private(set) var isByReference = true
+/// - Replies: by reference, copied by the receiver, or copied by us from a mapping. A lean client copies as fast as we do, a busy one better gets
+///   what is copied already.
+/// - Writes: left to tasks, so that more is received meanwhile, or done at once, by the core that has the bytes in its cache.
+struct FasterWay {
+    private(set) var isFirst = true
     /// Bytes per second, smoothed; 0 where nothing is known.
-    private var rates: (copy: Double, reference: Double) = (0, 0)
+    private var rates: (first: Double, second: Double) = (0, 0)
     private var spellCount: UInt64 = 0
     private var spellStart: UInt64 = 0
     private var byteCount = 0
@@ -19,26 +21,26 @@ struct TransferChoice {
     private static let trialPeriod: (near: UInt64, far: UInt64) = (16, 64)
 
     /// - Parameters:
-    ///   - sent: bytes that have left, long pieces among them.
+    ///   - moved: bytes, long pieces among them.
     ///   - now: nanoseconds; asked for at the end of a spell only.
-    mutating func note(sent: Int, now: @autoclosure () -> UInt64) {
-        byteCount += sent
+    mutating func note(moved: Int, now: @autoclosure () -> UInt64) {
+        byteCount += moved
         guard byteCount >= Self.spellByteCount else { return }
         let now = now()
         let duration = now &- spellStart
         if duration > 0, duration < Self.spellLimit {
             let rate = Double(byteCount) / Double(duration)
-            if isByReference { smooth(&rates.reference, rate) } else { smooth(&rates.copy, rate) }
+            if isFirst { smooth(&rates.first, rate) } else { smooth(&rates.second, rate) }
             spellCount += 1
         }
         spellStart = now
         byteCount = 0
         if spellCount < Self.firstSpellCount {
-            isByReference = spellCount.isMultiple(of: 2)
+            isFirst = spellCount.isMultiple(of: 2)
         } else {
-            let isFar = min(rates.reference, rates.copy) < 0.7 * max(rates.reference, rates.copy)
+            let isFar = min(rates.first, rates.second) < 0.7 * max(rates.first, rates.second)
             let isTrial = spellCount.isMultiple(of: isFar ? Self.trialPeriod.far : Self.trialPeriod.near)
-            isByReference = (rates.reference >= rates.copy) != isTrial
+            isFirst = (rates.first >= rates.second) != isTrial
         }
     }
 
