@@ -21,8 +21,8 @@ def versions(executable, client):
             return "?"
     with open("/proc/cpuinfo") as file:
         model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "?")
-    pace = pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control")
-    return {"kernel": platform.release(), "congestion control": pace.read_text().strip() if pace.exists() else "?", "cores": os.cpu_count(), "processor": model, "ours": first_line(executable, "--version"),
+    return {"kernel": platform.release(), "congestion control": pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
+            "cores": os.cpu_count(), "processor": model, "ours": first_line(executable, "--version"),
             "client": first_line(client, "--version"), "commit": first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
             "swift": first_line("swift", "--version"), "qemu-nbd": first_line("qemu-nbd", "--version"), "nbdkit": first_line("nbdkit", "--version"),
             "nbd-server": first_line("nbd-server", "-V"), "fio": first_line("fio", "--version"), "nbdcopy": first_line("nbdcopy", "--version")}
@@ -31,7 +31,8 @@ def versions(executable, client):
 def head(report):
     about = report["about"]
     how = "" if report["kind"] == "life" else f", {report['repetitions']} × {report['seconds']:g} s, {report['size'] >> 20} MiB"
-    return (f"{report['when'].replace('T', ' ')}, {about['cores']} × {about['processor']}, Linux {about['kernel']}, TCP {about.get('congestion control', '?')}{how}; commit {about['commit']}; "
+    return (f"{report['when'].replace('T', ' ')}, {about['cores']} × {about['processor']}, Linux {about['kernel']}, "
+            f"TCP {about.get('congestion control', '?')}{how}; commit {about['commit']}; "
             + "; ".join(about[key] for key in ("swift", "qemu-nbd", "nbdkit", "nbd-server", "fio", "nbdcopy")))
 
 

@@ -90,8 +90,8 @@ public struct Transmission: ~Copyable {
     ///   - wake: called from any thread when memory that was waited for is there; the shell answers with `memoryGranted()` on the loop.
     public init(
         session: Session, device: any BlockDevice, sources: [UInt32: any ExtentSource] = [:], limits: TransmissionLimits = TransmissionLimits(),
-        budget: MemoryBudget,
-        pool: BufferPool = BufferPool(), sendsSegments: Bool = false, writeTurns: WriteTurns = WriteTurns(), trace: Tracer? = nil, wake: @escaping @Sendable () -> Void
+        budget: MemoryBudget, pool: BufferPool = BufferPool(), sendsSegments: Bool = false, writeTurns: WriteTurns = WriteTurns(),
+        trace: Tracer? = nil, wake: @escaping @Sendable () -> Void
     ) {
         self.session = session
         self.device = device

@@ -179,10 +179,11 @@ final class LoopConnection: LoopClient, ConnectionFace {
 
     /// Returns whether there was anything.
     private func receive(_ shell: TransmissionShell) -> Bool {
+        let shared = loop.shared
         // There may be a core to write with. Over TCP, which needs it itself, that gains nothing.
         let mayUseTasks = socket.isLocal && !loop.host.isShared
         shell.transmission.writePolicy = WritePolicy(
-            isLocal: socket.isLocal, isShared: loop.host.isShared, usesTasks: mayUseTasks && loop.shared.writes.isFirst)
+            isLocal: socket.isLocal, isShared: loop.host.isShared, usesTasks: mayUseTasks && shared.writes.isFirst)
         // TCP's calls are dear: it answers when there is nothing more to be received.
         let answersAtEnd = !socket.isLocal
         defer { if answersAtEnd { flush() } }
@@ -192,13 +193,13 @@ final class LoopConnection: LoopClient, ConnectionFace {
                 requestTurn()
                 return true
             }
-            let (outcome, limit) = shell.transmission.receive(sharing: &loop.shared.inbox) { [socket] output, limit in
+            let (outcome, limit) = shell.transmission.receive(sharing: &shared.inbox) { [socket] output, limit in
                 (socket.receive(into: &output, limit: limit), limit)
             }
             switch outcome {
             case .bytes(let byteCount):
                 shell.noteProgress(byteCount)
-                if mayUseTasks, byteCount >= 64 << 10 { loop.shared.writes.note(moved: byteCount, now: HostLoop.now) }
+                if mayUseTasks, byteCount >= 64 << 10 { shared.writes.note(moved: byteCount, now: HostLoop.now) }
                 // Less than there was room for: that was all.
                 if byteCount < limit, !isHungUp { mayHaveInput = false }
             case .wouldBlock:
@@ -230,8 +231,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
         while hasRoom, let shell, shell.transmission.outputByteCount > 0 {
             let shared = loop.shared
             let outbox = shared.outbox
-            let mayRefer = shell.transmission.placesAreFixed
-            outbox.removeAll(refersToPages: mayRefer && shared.transfers.isFirst)
+            outbox.removeAll(refersToPages: shell.transmission.placesAreFixed && shared.transfers.isFirst)
             shell.transmission.forEachOutput { piece, part in
                 switch piece {
                 case .bytes(let buffer): outbox.append(buffer.bytes(part))
@@ -245,7 +245,9 @@ final class LoopConnection: LoopClient, ConnectionFace {
                 shell.transmission.dropOutput(byteCount)
                 shell.noteProgress(byteCount)
                 if outbox.hasFiles { lookForFaults(outbox) }
-                if mayRefer, outbox.hasLongPieces { shared.transfers.note(moved: byteCount, now: HostLoop.now) }
+                if shell.transmission.placesAreFixed, outbox.hasLongPieces {
+                    shared.transfers.note(moved: byteCount, now: HostLoop.now)
+                }
                 if byteCount < outbox.byteCount { waitForRoom() }
             case .wouldBlock:
                 waitForRoom()
