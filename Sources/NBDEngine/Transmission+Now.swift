@@ -25,7 +25,7 @@ extension Transmission {
             guard sendNow(count, encoder) || readNow(count, encoder) else { return false }
             if trace != nil { encoder.traceData(position: encoder.offset, count: count) }
         case .write where request.flags.subtracting(.payloadLength).isEmpty:
-            if request.count >= writePolicy.taskFloor, requestsInFlight < 2 { return false }
+            if request.count >= writePolicy.taskFloor, requestsInFlight < writePolicy.taskLimit { return false }
             guard mapper.mapWrite(range, into: &segments) else { return false }
             let isWritten = writeNow(payload)
             mapper.didWrite(range)

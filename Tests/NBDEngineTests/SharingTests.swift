@@ -231,17 +231,20 @@ import Glibc
         }
     }
 
-    @Test func `that are long, are written by two tasks and the loop`() async throws {
+    @Test(arguments: [1, 2, 4])
+    func `that are long, are written by so many tasks, and the others by the loop`(taskLimit: Int) async throws {
         try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
             var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30))
             transmission.writePolicy.taskFloor = 16_384
+            transmission.writePolicy.taskLimit = taskLimit
             transmission.writePolicy.turnByteCount = 1 << 20
             var shared = ByteBuffer()
             shared.reserveCapacity(1 << 20)
             transmission.receive(sharing: &shared) { output, _ in
                 for index in 0..<8 { Self.appendWrite(index * 16_384, index < 2 ? 8192 : 16_384, to: &output) }
             }
-            #expect(transmission.requestCount == 8 && transmission.requestsInFlight == 2 && transmission.outputByteCount == 6 * 16)
+            #expect(transmission.requestCount == 8 && transmission.requestsInFlight == taskLimit)
+            #expect(transmission.outputByteCount == (8 - taskLimit) * 16)
             transmission.abandon()
         }
     }

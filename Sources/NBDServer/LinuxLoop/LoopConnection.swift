@@ -180,8 +180,8 @@ final class LoopConnection: LoopClient, ConnectionFace {
     /// Returns whether there was anything.
     private func receive(_ shell: TransmissionShell) -> Bool {
         let shared = loop.shared
-        // There may be a core to write with. Over TCP, which needs it itself, that gains nothing.
-        let mayUseTasks = socket.isLocal && !loop.host.isShared
+        // There may be a core to write with.
+        let mayUseTasks = !loop.host.isShared
         shell.transmission.writePolicy = WritePolicy(
             isLocal: socket.isLocal, isShared: loop.host.isShared, usesTasks: mayUseTasks && shared.writes.isFirst)
         // TCP's calls are dear: it answers when there is nothing more to be received.
@@ -292,12 +292,15 @@ extension WritePolicy {
         if isShared {
             // While others wait for the loop, a client that is told early takes the core away that somebody needs, and sends more than can be
             // dealt with: what waits in the kernel grows cold there.
-            turnByteCount = isLocal ? 256 << 10 : 1 << 20
+            turnByteCount = isLocal ? 256 << 10 : 16 << 20
             longTurnByteCount = turnByteCount
         } else {
             longTurnByteCount = isLocal ? 128 << 10 : 256 << 10
         }
-        if usesTasks { taskFloor = 256 << 10 }
+        if usesTasks {
+            taskFloor = isLocal ? 256 << 10 : 64 << 10
+            taskLimit = isLocal ? 2 : 4
+        }
     }
 }
 
