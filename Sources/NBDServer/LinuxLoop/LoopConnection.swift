@@ -180,10 +180,8 @@ final class LoopConnection: LoopClient, ConnectionFace {
     /// Returns whether there was anything.
     private func receive(_ shell: TransmissionShell) -> Bool {
         let shared = loop.shared
-        // There may be a core to write with.
-        let mayUseTasks = !loop.host.isShared
-        shell.transmission.writePolicy = WritePolicy(
-            isLocal: socket.isLocal, isShared: loop.host.isShared, usesTasks: mayUseTasks && shared.writes.isFirst)
+        let isShared = loop.host.isShared
+        shell.transmission.writePolicy = WritePolicy(isLocal: socket.isLocal, isShared: isShared, usesTasks: shared.writes.isFirst)
         // TCP's calls are dear: it answers when there is nothing more to be received.
         let answersAtEnd = !socket.isLocal
         defer { if answersAtEnd { flush() } }
@@ -199,7 +197,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
             switch outcome {
             case .bytes(let byteCount):
                 shell.noteProgress(byteCount)
-                if mayUseTasks, byteCount >= 64 << 10 { shared.writes.note(moved: byteCount, now: HostLoop.now) }
+                if !isShared, byteCount >= 64 << 10 { shared.writes.note(moved: byteCount, now: HostLoop.now) }
                 // Less than there was room for: that was all.
                 if byteCount < limit, !isHungUp { mayHaveInput = false }
             case .wouldBlock:
@@ -296,10 +294,11 @@ extension WritePolicy {
             longTurnByteCount = turnByteCount
         } else {
             longTurnByteCount = isLocal ? 128 << 10 : 256 << 10
-        }
-        if usesTasks {
-            taskFloor = isLocal ? 256 << 10 : 64 << 10
-            taskLimit = isLocal ? 2 : 4
+            // There may be a core to write with.
+            if usesTasks {
+                taskFloor = isLocal ? 256 << 10 : 64 << 10
+                taskLimit = isLocal ? 2 : 4
+            }
         }
     }
 }
