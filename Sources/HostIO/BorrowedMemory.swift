@@ -44,6 +44,12 @@
         return unsafe BorrowedMemory(base: address(position), count: count)
     }
 
+    /// Shows the bytes, all of which were written.
+    func withSpan<Result>(_ body: (RawSpan) -> Result) -> Result {
+        // SAFETY: lent for the length of the call, and the span ends before.
+        body(unsafe RawSpan(_unsafeBytes: UnsafeRawBufferPointer(start: base, count: count)))
+    }
+
     func isAligned(to alignment: Int) -> Bool {
         // SAFETY: looks at the number only, never at the memory.
         unsafe UInt(bitPattern: base) % UInt(alignment) == 0

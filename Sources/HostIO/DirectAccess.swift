@@ -73,6 +73,13 @@ final class DirectAccess: Sendable {
         return done
     }
 
+    /// `read` for who runs on a loop with a ring; false when the range is not whole blocks, or as `RingFileIO.beginRead` says.
+    func beginRead(_ count: Int, at offset: UInt64, by io: RingFileIO, then done: @escaping @Sendable (BorrowedMemory?) -> Void) -> Bool {
+        guard (offset | UInt64(count)) % UInt64(blockByteCount) == 0, offset + UInt64(count) <= blocksEnd, memoryAlignment <= RingMemory.alignment
+        else { return false }
+        return io.beginRead(direct, count, at: offset, then: done)
+    }
+
     /// Returns 0 or a negated errno.
     func write(from memory: BorrowedMemory, at offset: UInt64, dsync: Bool, by io: any FileIO) async -> Int {
         let pieces = pieces(count: memory.count, at: offset)

@@ -28,6 +28,20 @@ extension HostFile {
         if done < memory.count { throw endOfFile(offset &+ UInt64(done), missing: memory.count - done) }
     }
 
+    /// Begins a short read of what is not at hand by the ring of the loop that the caller runs on, without a task, and returns true; or does nothing and returns false.
+    ///
+    /// - Parameter done: called on the loop, later: with the bytes; or with nil when `read` has to be asked, which also says what is wrong.
+    public func beginRead(at offset: UInt64, count: Int, then done: @escaping @Sendable (RawSpan?) -> Void) -> Bool {
+        guard let ring = io as? RingFileIO, count > 0, count <= RingMemory.blockByteCount else { return false }
+        let ended = { @Sendable (memory: BorrowedMemory?) in
+            guard let memory else { return done(nil) }
+            self.mapping?.learn(offset, count)
+            memory.withSpan { done($0) }
+        }
+        if let direct { return direct.beginRead(count, at: offset, by: ring, then: ended) }
+        return ring.beginRead(descriptor, count, at: offset, then: ended)
+    }
+
     /// Writes all of `bytes` at `offset`; with `durable` they are on the medium when it returns.
     public func write(at offset: UInt64, from bytes: RawSpan, durable: Bool = false) async throws(HostError) {
         try checkNothingLost("write")

@@ -1,4 +1,4 @@
-import Block
+public import Block
 import NBDProtocol
 import NIOCore
 
@@ -15,6 +15,9 @@ public struct AwaitedRequest: Sendable {
     /// Most bytes of data in one chunk, as promised to the client (P-SIZE-13).
     let chunkByteCountLimit: UInt64
     let trace: Tracer?
+    /// Where the bytes of a short READ lie, for as long as the device is open: a shell that can read them itself passes them to
+    /// `Transmission.complete(_:with:)`, and needs no task.
+    public internal(set) var place: Segment?
 
     /// The whole reply, and what it took.
     public struct Completion: Sendable {
@@ -24,6 +27,17 @@ public struct AwaitedRequest: Sendable {
 
     /// Reads shorter than this are answered as data, without asking where the holes are: that would cost more than it saves.
     static let sparseReadFloor: UInt64 = 32 << 10
+
+    /// A READ is sent as data, without looking for holes.
+    private var isSentAsData: Bool {
+        mode == .simple || request.flags.contains(.df) || request.count < min(Self.sparseReadFloor, chunkByteCountLimit + 1)
+    }
+
+    /// A READ that takes its bytes and nothing else.
+    var isPlainRead: Bool {
+        request.command == .read && request.flags.subtracting(.df).isEmpty && request.count <= chunkByteCountLimit && isSentAsData
+    }
+
     /// Extents of one reply, of all its contexts together: 16 MiB at most.
     static let extentCountLimit = 1 << 20
     /// Shorter holes are sent as zeroes (S-CMD-06).
@@ -102,7 +116,7 @@ public struct AwaitedRequest: Sendable {
         guard mode == .simple || range.count <= chunkByteCountLimit || !request.flags.contains(.df) else {
             throw BlockError(.tooLarge, "READ of \(range.count) bytes in one chunk; at most \(chunkByteCountLimit) are sent")  // P-CMD-READ-3
         }
-        guard mode != .simple, !request.flags.contains(.df), range.count >= min(Self.sparseReadFloor, chunkByteCountLimit + 1) else {
+        guard !isSentAsData else {
             replies.append(try await data(range, isLast: true, encoder))
             return
         }
@@ -130,9 +144,7 @@ public struct AwaitedRequest: Sendable {
     private func data(_ range: ByteRange, isLast: Bool, _ encoder: ReplyEncoder) async throws(BlockError) -> ByteBuffer {
         let count = Int(range.count)
         var buffer = ByteBufferAllocator().buffer(capacity: encoder.dataHeaderByteCount + count)
-        buffer.writeWithOutputRawSpan(minimumWritableBytes: encoder.dataHeaderByteCount) { output in
-            encoder.dataHeader(position: range.start, count: count, isLast: isLast, into: &output)
-        }
+        encoder.dataHeader(position: range.start, count: count, isLast: isLast, into: &buffer)
         guard count > 0 else { return buffer }
         let start = buffer.readableBytes
         // A driver that forgets to fill its buffer must not show a stranger what the memory held before.

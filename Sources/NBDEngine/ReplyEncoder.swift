@@ -55,6 +55,12 @@ struct ReplyEncoder {
         }
     }
 
+    func dataHeader(position: UInt64, count: Int, isLast: Bool, into buffer: inout ByteBuffer) {
+        buffer.writeWithOutputRawSpan(minimumWritableBytes: dataHeaderByteCount) {
+            dataHeader(position: position, count: count, isLast: isLast, into: &$0)
+        }
+    }
+
     /// What goes in front of `count` bytes of data at `position` of the export.
     func dataHeader(position: UInt64, count: Int, isLast: Bool, into output: inout OutputRawSpan) {
         if mode == .simple {

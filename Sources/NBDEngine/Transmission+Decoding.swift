@@ -168,11 +168,13 @@ extension Transmission {
         }
         if let mapper, runNow(request, payload, cost: cost, mapper) { return }
         requestsInFlight += 1
-        work.append(
-            AwaitedRequest(
-                request: request, payload: payload.withoutMuchAround, cost: cost, device: device,
-                sources: request.command == .blockStatus ? sources : [:], mode: rules.mode,
-                chunkByteCountLimit: UInt64(session.export.blockSizes.maximumPayload), trace: trace))
+        var awaited = AwaitedRequest(
+            request: request, payload: payload.withoutMuchAround, cost: cost, device: device,
+            sources: request.command == .blockStatus ? sources : [:], mode: rules.mode,
+            chunkByteCountLimit: UInt64(session.export.blockSizes.maximumPayload), trace: trace)
+        // Where `runNow` found it: a place that stays, without asking the mapper again.
+        if placesAreFixed, awaited.isPlainRead, segments.segments.count == 1 { awaited.place = segments.segments[0] }
+        work.append(awaited)
     }
 
     private mutating func refuse(_ refusal: RequestRules.Refusal, _ header: RequestHeader) {

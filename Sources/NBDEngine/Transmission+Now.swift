@@ -9,11 +9,11 @@ extension Transmission {
 
     /// Carries out a request at once if the device says where its bytes lie and they are at hand; otherwise nothing has happened.
     mutating func runNow(_ request: RequestRules.Request, _ payload: ByteBuffer, cost: Int, _ mapper: any RangeMapper) -> Bool {
+        segments.removeAll()
         guard request.count > 0, request.count <= min(Self.nowByteCountLimit, UInt64(session.export.blockSizes.maximumPayload)),
             let range = ByteRange(start: request.offset, count: request.count)
         else { return false }
         let encoder = ReplyEncoder(mode: rules.mode, cookie: request.cookie, offset: request.offset, trace: trace)
-        segments.removeAll()
         let before = replies.memoryByteCount
         // What was mapped is used now or in the queue of replies, which says when it has left.
         defer { if !replies.hasSegments { mapper.released() } }
@@ -47,9 +47,7 @@ extension Transmission {
     private mutating func sendNow(_ count: Int, _ encoder: ReplyEncoder) -> Bool {
         guard sendsSegments, segments.areAtHand else { return false }
         replies.append(room: encoder.dataHeaderByteCount) { buffer in
-            buffer.writeWithOutputRawSpan(minimumWritableBytes: encoder.dataHeaderByteCount) { output in
-                encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &output)
-            }
+            encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &buffer)
             return true
         }
         replies.append(segments)
@@ -69,6 +67,24 @@ extension Transmission {
             }
             return isComplete
         }
+    }
+
+    /// The bytes of a READ that was taken, read from its `place`; instead of `complete(_:)`.
+    public mutating func complete(_ request: AwaitedRequest, with bytes: RawSpan) {
+        requestsInFlight -= 1
+        guard !isAbandoned else { return }
+        let encoder = ReplyEncoder(mode: rules.mode, cookie: request.request.cookie, offset: request.request.offset, trace: trace)
+        let count = bytes.byteCount
+        let before = replies.memoryByteCount
+        replies.append(room: encoder.dataHeaderByteCount + count) { buffer in
+            encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &buffer)
+            buffer.writeBytes(bytes)
+            return true
+        }
+        encoder.traceData(position: encoder.offset, count: count)
+        account(since: before)
+        lease.release(request.cost)
+        advance()
     }
 
     private func writeNow(_ payload: ByteBuffer) -> Bool {

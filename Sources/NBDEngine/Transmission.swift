@@ -19,7 +19,7 @@ public struct TransmissionLimits: Equatable, Sendable {
 /// Belongs to one event loop. The shell obeys four rules:
 ///
 /// - pass what arrives to `receive`, and `endOfInput` when the client has closed its side; read only while `wantsBytes`;
-/// - start a task for each request in `takeWork()`, and pass its result to `complete`, on the loop;
+/// - start a task for each request in `takeWork()`, and pass its result to `complete`, on the loop; or read what its `place` names;
 /// - send `takeOutput()` in order, and call `didSend` when that has left the process; or send what `forEachOutput` shows, and call `dropOutput`;
 /// - when `isFinished` and everything is sent, close; when the connection is lost, call `abandon()`.
 ///
@@ -76,7 +76,7 @@ public struct Transmission: ~Copyable {
     /// No request begins until `resume`.
     public private(set) var isPaused = false
     var inputHasEnded = false
-    private var isAbandoned = false
+    private(set) var isAbandoned = false
     /// Why the connection is to be closed, if the client did not ask for it.
     public internal(set) var violation: ProtocolViolation?
     /// Requests decoded so far, for statistics and logs.

@@ -1,3 +1,5 @@
+import Block
+import HostIO
 import NBDEngine
 import NBDProtocol
 import NIOCore
@@ -39,7 +41,7 @@ final class TransmissionShell {
     private var isOver = false
     private let gate: ExportGate
     private var membership: UInt64?
-    /// Tasks that run. They go on when the connection is gone.
+    /// Tasks that run, and reads without one. They go on when the connection is gone.
     private var taskCount = 0
     private var waitingForQuiet: [@Sendable () -> Void] = []
 
@@ -126,12 +128,23 @@ final class TransmissionShell {
         guard !work.isEmpty else { return }
         let bound = LoopBound(self, loop)
         taskCount += work.count
-        let home = loop.home
-        for request in work {
-            Task(executorPreference: home) {
-                let completion = await request.run()
-                bound.value.completed(completion)
-            }
+        for request in work where !readWithoutTask(request, bound) { startTask(request, bound) }
+    }
+
+    private func startTask(_ request: AwaitedRequest, _ bound: LoopBound<TransmissionShell>) {
+        Task(executorPreference: loop.home) {
+            let completion = await request.run()
+            bound.value.ended { $0.complete(completion) }
+        }
+    }
+
+    /// A short read of a file that the loop's ring can do.
+    private func readWithoutTask(_ request: AwaitedRequest, _ bound: LoopBound<TransmissionShell>) -> Bool {
+        guard let place = request.place, case .file(let file, let offset, let count) = place else { return false }
+        return file.beginRead(at: offset, count: count) { bytes in
+            let shell = bound.value
+            guard let bytes else { return shell.startTask(request, bound) }
+            shell.ended { $0.complete(request, with: bytes) }
         }
     }
 
@@ -149,10 +162,11 @@ final class TransmissionShell {
         }
     }
 
-    private func completed(_ completion: AwaitedRequest.Completion) {
+    /// A request was carried out.
+    private func ended(_ complete: (inout Transmission) -> Void) {
         taskCount -= 1
         guard !isOver else { return reportIfQuiet() }  // the connection is gone, and so is its share of the budget
-        transmission.complete(completion)
+        complete(&transmission)
         pump()
         face.requestTurn()
         if transmission.isPaused { reportIfQuiet() }

@@ -156,8 +156,7 @@ public final class RawFile: ResizableDevice {
     }
 
     public func makeMapper() -> sending (any RangeMapper)? {
-        guard !options.cache.isDirect else { return nil }
-        return RawMapper(file, mayWrite: !options.isReadOnly && !options.cache.writesThrough)
+        RawMapper(file, mayWrite: !options.isReadOnly && !options.cache.writesThrough && !options.cache.isDirect)
     }
 
     /// Ends the use of the file, and with it the lock.

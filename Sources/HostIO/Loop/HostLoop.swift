@@ -81,7 +81,9 @@ public protocol LoopClient: AnyObject {
     private var slots: [Slot] = []
     private var freeSlots: [Int] = []
     private var ready = [chostio_ready](repeating: chostio_ready(), count: 64)
-    private var ring: RingSlots?
+    var ring: RingSlots?
+    var endedCalls: RingSlots.Ended = []
+    var readMemory = RingMemory()
     /// Why the loop has no ring; nil when it has one.
     let ringRefusal: HostError?
     private var pollLimit: UInt64 = 0
@@ -169,21 +171,6 @@ public protocol LoopClient: AnyObject {
         if mustWake { _ = chostio_event_signal(event) }
     }
 
-    /// Lends the call's memory to the kernel until it returns.
-    ///
-    /// Only the loop submits: the kernel ties a submission to its thread, and interrupts that thread's system calls to complete it.
-    func run(_ call: RingCall) async -> RingSlots.Outcome {
-        guard ringRefusal == nil else { return .unfinished(call) }
-        return await withCheckedContinuation { continuation in
-            let pending = RingSlots.Pending(call: call, continuation: continuation)
-            if isCurrent {
-                ring?.add(pending)
-            } else {
-                execute { self.ring?.add(pending) }
-            }
-        }
-    }
-
     /// Announces a client that will be added: others who look for an idle loop see it at once.
     public func reserve() { clients.add(1, ordering: .relaxed) }
 
@@ -263,7 +250,8 @@ public protocol LoopClient: AnyObject {
             runJobs()
             runTurns()
             ring?.submit()
-            dispatch(jobs.isEmpty && turns.isEmpty ? waitForEvents() : look())
+            let hasEnded = endCalls()
+            dispatch(jobs.isEmpty && turns.isEmpty && !hasEnded ? waitForEvents() : look())
         }
     }
 
@@ -377,6 +365,7 @@ public protocol LoopClient: AnyObject {
 
     private func dispatch(_ count: Int) {
         ring?.reap()
+        _ = endCalls()
         guard count > 0 else { return }
         if count > Self.busyLimit { busy.removeAll(keepingCapacity: true) }
         for index in 0..<count {
