@@ -538,6 +538,10 @@ class TestBitmaps:
         assert is_in_use()
         third.shutdown()
         server.wait_for(lambda: not is_in_use(), "the bitmap is stored")
+        # What the one before took is free again a moment later; killed in between, the server would leak it.
+        qemu_img = need("qemu-img")
+        server.wait_for(
+            lambda: subprocess.run([qemu_img, "check", "-U", image], capture_output=True, check=False).returncode == 0, "nothing is leaked")
         server.process.kill()
         server.process.wait()
         check(image)
