@@ -23,6 +23,8 @@ public struct AwaitedRequest: Sendable {
     public struct Completion: Sendable {
         let replies: [ByteBuffer]
         let cost: Int
+        /// Of the request: its memory can be used again.
+        let payload: ByteBuffer
     }
 
     /// Reads shorter than this are answered as data, without asking where the holes are: that would cost more than it saves.
@@ -60,7 +62,7 @@ public struct AwaitedRequest: Sendable {
         } catch {
             replies.append(encoder.reply { encoder.failure(nbdError(error), error.detail, into: &$0) })
         }
-        return Completion(replies: replies, cost: cost)
+        return Completion(replies: replies, cost: cost, payload: payload)
     }
 
     private func nbdError(_ error: BlockError) -> NBDError {

@@ -5,11 +5,12 @@ import NIOCore
 public final class BufferPool {
     /// Bytes of the smallest buffer made here.
     static let bufferByteCount = 64 << 10
-    /// Bytes of all buffers that are kept.
-    static let keptByteCountLimit = 4 << 20
+    /// Bytes of all buffers that are kept: those of four writes of a megabyte in tasks and of one that arrives, each with the next header.
+    static let keptByteCountLimit = 10 << 20
 
     private var kept: [ByteBuffer] = []
     private var keptByteCount = 0
+    var keptCount: Int { kept.count }
 
     public init() { kept.reserveCapacity(Self.keptByteCountLimit / Self.bufferByteCount) }
 

@@ -33,8 +33,10 @@ extension Transmission {
             }
             guard !isPaused, !mustWait(intake) else { return false }
             stage = .header
+            let before = work.count
             start(intake, header, payload)
-            pool.give(payload)
+            // A task gives it back when it has ended.
+            if work.count == before { pool.give(payload) }
             return true
         case .discarding(let refusal, let header, let remaining):
             let taken = min(remaining, inbox.readableBytes)
@@ -106,7 +108,9 @@ extension Transmission {
             if inbox.readableBytes >= byteCount, !mustWait(intake), let whole = inbox.readSlice(length: byteCount) {
                 start(intake, header, whole)
             } else {
-                stage = .collecting(intake, header, pool.take(byteCount), missing: byteCount)
+                let isAlone = byteCount >= writePolicy.aloneFloor
+                let room = byteCount + (isAlone ? RequestHeader.byteCount(rules.mode) : 0)
+                stage = .collecting(intake, header, pool.take(room), missing: byteCount)
             }
         default:
             start(intake, header, ByteBuffer())

@@ -193,6 +193,8 @@ public struct Transmission: ~Copyable {
         lease.release(completion.cost)
         for reply in completion.replies { enqueue(reply) }
         advance()
+        // Last: its task has a hand on it for another moment.
+        pool.give(completion.payload)
     }
 
     /// Replies of this many bytes have left the process.

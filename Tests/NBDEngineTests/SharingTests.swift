@@ -168,12 +168,13 @@ import Glibc
     }
 
     private static func transmission(
-        _ file: HostFile, _ mode: ReplyMode, _ budget: MemoryBudget, writeTurns: WriteTurns = WriteTurns()
+        _ file: HostFile, _ mode: ReplyMode, _ budget: MemoryBudget, pool: BufferPool = BufferPool(), writeTurns: WriteTurns = WriteTurns()
     ) -> Transmission {
         let session = Session(
             export: ExportDescription(id: 1, name: "", byteCount: file.byteCount, flags: .hasFlags, blockSizes: BlockSizes()),
             flags: .hasFlags, mode: mode, contexts: [])
-        return Transmission(session: session, device: FileDevice(file), budget: budget, sendsSegments: true, writeTurns: writeTurns, wake: {})
+        return Transmission(
+            session: session, device: FileDevice(file), budget: budget, pool: pool, sendsSegments: true, writeTurns: writeTurns, wake: {})
     }
 
     /// A request, as it comes from the client.
@@ -245,6 +246,38 @@ import Glibc
             }
             #expect(transmission.requestCount == 8 && transmission.requestsInFlight == taskLimit)
             #expect(transmission.outputByteCount == (8 - taskLimit) * 16)
+            transmission.abandon()
+        }
+    }
+
+    // A fresh megabyte for each write would cost a fault and zeroes for each of its pages.
+    @Test func `that tasks have written, leave memory for those to come`() async throws {
+        try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
+            let pool = BufferPool()
+            var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30), pool: pool)
+            transmission.writePolicy.taskFloor = 0
+            transmission.writePolicy.taskLimit = 2
+            transmission.writePolicy.aloneFloor = 48 << 10
+            var shared = ByteBuffer()
+            func arrive() {
+                var request = ByteBuffer()
+                request.writeWithOutputRawSpan(minimumWritableBytes: 65_564) { Self.appendWrite(0, 65_536, to: &$0) }
+                while request.readableBytes > 0 {
+                    transmission.receive(sharing: &shared) { output, limit in
+                        for byte in request.readBytes(length: min(limit, 4000, request.readableBytes)) ?? [] { output.append(byte) }
+                    }
+                }
+            }
+            for round in 0..<3 {
+                arrive()
+                arrive()
+                let work = transmission.takeWork()
+                // While a task has it, nobody else can. Replies have one, too.
+                #expect(work.count == 2 && pool.keptCount == min(round, 1))
+                for request in work { transmission.complete(await request.run()) }
+                transmission.dropOutput(transmission.outputByteCount)
+                #expect(pool.keptCount == 3)
+            }
             transmission.abandon()
         }
     }
