@@ -10,7 +10,7 @@ struct ImageSnapshotCommand: AsyncParsableCommand {
         subcommands: [List.self, Create.self, Apply.self, Delete.self])
 
     struct List: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "List the snapshots.")
+        static let configuration = CommandConfiguration(commandName: "list", abstract: "List the snapshots.")
         @OptionGroup var output: ImageOutput
         @Flag(name: [.customShort("U"), .customLong("force-share")], help: "Look even if another program writes the image.")
         var isShared = false
@@ -31,7 +31,7 @@ struct ImageSnapshotCommand: AsyncParsableCommand {
     }
 
     struct Create: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Keep the disk as it is now.")
+        static let configuration = CommandConfiguration(commandName: "create", abstract: "Keep the disk as it is now.")
         @Argument(help: "The image.")
         var file: String
         @Argument(help: "What the snapshot is to be called.")
@@ -44,7 +44,7 @@ struct ImageSnapshotCommand: AsyncParsableCommand {
     }
 
     struct Apply: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Make the disk what it was; later changes are lost.", discussion: "Not while the image has bitmaps.")
+        static let configuration = CommandConfiguration(commandName: "apply", abstract: "Make the disk what it was; later changes are lost.", discussion: "Not while the image has bitmaps.")
         @Argument(help: "The image.")
         var file: String
         @Argument(help: "Id or name of the snapshot.")
@@ -56,7 +56,7 @@ struct ImageSnapshotCommand: AsyncParsableCommand {
     }
 
     struct Delete: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Forget a snapshot.")
+        static let configuration = CommandConfiguration(commandName: "delete", abstract: "Forget a snapshot.")
         @Argument(help: "The image.")
         var file: String
         @Argument(help: "Name of the snapshot.")
