@@ -28,7 +28,8 @@ extension HostFile {
         if done < memory.count { throw endOfFile(offset &+ UInt64(done), missing: memory.count - done) }
     }
 
-    /// Begins a short read of what is not at hand by the ring of the loop that the caller runs on, without a task, and returns true; or does nothing and returns false.
+    /// Begins a short read of what is not at hand by the ring of the loop that the caller runs on, without a task, and returns true; or does
+    /// nothing and returns false.
     ///
     /// - Parameter done: called on the loop, later: with the bytes; or with nil when `read` has to be asked, which also says what is wrong.
     public func beginRead(at offset: UInt64, count: Int, then done: @escaping @Sendable (RawSpan?) -> Void) -> Bool {

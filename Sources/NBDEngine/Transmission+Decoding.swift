@@ -35,7 +35,7 @@ extension Transmission {
             stage = .header
             let before = work.count
             start(intake, header, payload)
-            // A task gives it back when it has ended.
+            // A task may give it back when it has ended (`complete`).
             if work.count == before { pool.give(payload) }
             return true
         case .discarding(let refusal, let header, let remaining):

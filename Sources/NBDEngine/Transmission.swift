@@ -194,7 +194,7 @@ public struct Transmission: ~Copyable {
         for reply in completion.replies { enqueue(reply) }
         advance()
         // Last: its task has a hand on it for another moment.
-        pool.give(completion.payload)
+        if completion.payload.storageCapacity >= BufferPool.taskByteCountFloor { pool.give(completion.payload) }
     }
 
     /// Replies of this many bytes have left the process.
