@@ -14,7 +14,8 @@ import Glibc
 private let hasRing: ConditionTrait = .enabled(
     if: HostFile.ringRefusal == nil, "this kernel gives no io_uring: \(HostFile.ringRefusal?.description ?? "")")
 
-@Suite struct `Reads that a loop does without a task` {
+// One after the other: they share the memory of one loop.
+@Suite(.serialized) struct `Reads that a loop does without a task` {
     /// What became of reads that began: bytes, or nil where another way has to be taken.
     private final class Answers: Sendable {
         private let list = Mutex<[UInt64: [UInt8]?]>([:])
