@@ -73,8 +73,8 @@ final class DirectAccess: Sendable {
         return done
     }
 
-    /// `read` for who runs on a loop with a ring; false when the range is not whole blocks, or as `RingFileIO.beginRead` says.
-    func beginRead(_ count: Int, at offset: UInt64, by io: RingFileIO, then done: @escaping @Sendable (BorrowedMemory?) -> Void) -> Bool {
+    /// `read` for who runs on a loop with a ring; false when the range is not whole blocks, or as `FileIO.beginRead` says.
+    func beginRead(_ count: Int, at offset: UInt64, by io: any FileIO, then done: @escaping @Sendable (BorrowedMemory?) -> Void) -> Bool {
         guard (offset | UInt64(count)) % UInt64(blockByteCount) == 0, offset + UInt64(count) <= blocksEnd, memoryAlignment <= RingMemory.alignment
         else { return false }
         return io.beginRead(direct, count, at: offset, then: done)

@@ -33,14 +33,14 @@ extension HostFile {
     ///
     /// - Parameter done: called on the loop, later: with the bytes; or with nil when `read` has to be asked, which also says what is wrong.
     public func beginRead(at offset: UInt64, count: Int, then done: @escaping @Sendable (RawSpan?) -> Void) -> Bool {
-        guard let ring = io as? RingFileIO, count > 0, count <= RingMemory.blockByteCount else { return false }
+        guard count > 0, count <= RingMemory.blockByteCount else { return false }
         let ended = { @Sendable (memory: BorrowedMemory?) in
             guard let memory else { return done(nil) }
             self.mapping?.learn(offset, count)
             memory.withSpan { done($0) }
         }
-        if let direct { return direct.beginRead(count, at: offset, by: ring, then: ended) }
-        return ring.beginRead(descriptor, count, at: offset, then: ended)
+        if let direct { return direct.beginRead(count, at: offset, by: io, then: ended) }
+        return io.beginRead(descriptor, count, at: offset, then: ended)
     }
 
     /// Writes all of `bytes` at `offset`; with `durable` they are on the medium when it returns.

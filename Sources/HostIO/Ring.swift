@@ -45,12 +45,11 @@ internal import SystemPackage
         unsafe chostio_store_release(ring.submission_tail, tail)
     }
 
-    private var unsubmittedCount: UInt32 { unsafe tail &- chostio_load_acquire(ring.submission_head) }
+    /// Submissions that the kernel has not been told of.
+    var unsubmittedCount: UInt32 { unsafe tail &- chostio_load_acquire(ring.submission_head) }
 
     /// Ready for input when there are completions.
     var descriptor: Int32 { unsafe ring.fd }
-
-    var hasUnsubmitted: Bool { unsubmittedCount > 0 }
 
     /// Submits what was pushed, without waiting. Returns 0 or more, or a negated errno.
     mutating func submit() -> Int32 {

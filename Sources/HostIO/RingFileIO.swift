@@ -55,7 +55,7 @@ final class RingFileIO: FileIO {
         threads.submit(work)
     }
 
-    /// Begins a short read on the loop that the caller runs on: see `HostLoop.read`. False also when the file's share is in use.
+    /// False also when the file's share is in use.
     func beginRead(_ descriptor: Int32, _ count: Int, at offset: UInt64, then done: @escaping @Sendable (BorrowedMemory?) -> Void) -> Bool {
         guard let loop = HostLoop.current, state.withLock({ $0.enter(callLimit) }) else { return false }
         let isBegun = loop.read(descriptor, count, at: offset) { memory in

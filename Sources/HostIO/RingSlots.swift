@@ -25,8 +25,6 @@ struct RingSlots: ~Copyable {
     private var freeSlots: [Int]
     /// Called by the loop, when nothing else is under way here: they may add calls.
     private var ended: Ended = []
-    /// Submissions that the kernel has not been told of.
-    private var pushedCount = 0
     /// The kernel is told of so many at once: a disk that gets all of a turn at once begins late, and they all end together (the host of a virtual
     /// machine, 16 at once: 0.85 of the speed).
     private static let submissionLimit = 2
@@ -56,8 +54,7 @@ struct RingSlots: ~Copyable {
 
     /// Hands to the kernel what was added since, without waiting.
     mutating func submit() {
-        guard ring.hasUnsubmitted else { return }
-        pushedCount = 0
+        guard ring.unsubmittedCount > 0 else { return }
         let result = ring.submit()
         // Short of memory, most likely: others have threads.
         if result < 0, result != -Errno.interrupted.rawValue { withdraw() }
@@ -76,8 +73,7 @@ struct RingSlots: ~Copyable {
             waitingStart += 1
             slots[slot] = pending
             ring.push(pending.call.submission(userData: UInt64(slot)))
-            pushedCount += 1
-            if pushedCount == Self.submissionLimit { submit() }
+            if ring.unsubmittedCount >= Self.submissionLimit { submit() }
         }
         if waitingStart == waiting.count {
             waiting.removeAll(keepingCapacity: waiting.count <= 1024)

@@ -45,9 +45,12 @@ public struct AwaitedRequest: Sendable {
     /// Shorter holes are sent as zeroes (S-CMD-06).
     static let holeFloor: UInt64 = 4 << 10
 
+    /// For its replies.
+    var encoder: ReplyEncoder { ReplyEncoder(mode: mode, cookie: request.cookie, offset: request.offset, trace: trace) }
+
     /// Carries the request out. Never fails: failure is a reply.
     public func run() async -> Completion {
-        let encoder = ReplyEncoder(mode: mode, cookie: request.cookie, offset: request.offset, trace: trace)
+        let encoder = encoder
         var replies: [ByteBuffer] = []
         do throws(BlockError) {
             switch request.command {

@@ -108,9 +108,7 @@ extension Transmission {
             if inbox.readableBytes >= byteCount, !mustWait(intake), let whole = inbox.readSlice(length: byteCount) {
                 start(intake, header, whole)
             } else {
-                let isAlone = byteCount >= writePolicy.aloneFloor
-                let room = byteCount + (isAlone ? RequestHeader.byteCount(rules.mode) : 0)
-                stage = .collecting(intake, header, pool.take(room), missing: byteCount)
+                stage = .collecting(intake, header, pool.take(byteCount + byteCountBehind(byteCount)), missing: byteCount)
             }
         default:
             start(intake, header, ByteBuffer())

@@ -73,7 +73,7 @@ extension Transmission {
     public mutating func complete(_ request: AwaitedRequest, with bytes: RawSpan) {
         requestsInFlight -= 1
         guard !isAbandoned else { return }
-        let encoder = ReplyEncoder(mode: rules.mode, cookie: request.request.cookie, offset: request.request.offset, trace: trace)
+        let encoder = request.encoder
         let count = bytes.byteCount
         let before = replies.memoryByteCount
         replies.append(room: encoder.dataHeaderByteCount + count) { buffer in

@@ -132,8 +132,7 @@ public struct Transmission: ~Copyable {
         {
             stage = .ended  // so that the buffer has one owner while it grows
             let end = payload.writerIndex + missing
-            let isAlone = payload.readableBytes + missing >= writePolicy.aloneFloor
-            let result = payload.write(upTo: missing + (isAlone ? RequestHeader.byteCount(rules.mode) : 0), by: read)
+            let result = payload.write(upTo: missing + byteCountBehind(payload.readableBytes + missing), by: read)
             if payload.writerIndex > end {
                 // The next header, or the beginning of it.
                 inbox.clear()
@@ -161,6 +160,11 @@ public struct Transmission: ~Copyable {
         }
         swap(&inbox, &buffer)
         return result
+    }
+
+    /// Bytes of the next header that are received together with a payload of this length (`WritePolicy.aloneFloor`).
+    func byteCountBehind(_ payloadByteCount: Int) -> Int {
+        payloadByteCount >= writePolicy.aloneFloor ? RequestHeader.byteCount(rules.mode) : 0
     }
 
     var hasWork: Bool { !work.isEmpty }

@@ -44,7 +44,8 @@ struct ImageSnapshotCommand: AsyncParsableCommand {
     }
 
     struct Apply: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(commandName: "apply", abstract: "Make the disk what it was; later changes are lost.", discussion: "Not while the image has bitmaps.")
+        static let configuration = CommandConfiguration(
+            commandName: "apply", abstract: "Make the disk what it was; later changes are lost.", discussion: "Not while the image has bitmaps.")
         @Argument(help: "The image.")
         var file: String
         @Argument(help: "Id or name of the snapshot.")
