@@ -11,9 +11,6 @@ import Musl
 import Glibc
 #endif
 
-private let hasRing: ConditionTrait = .enabled(
-    if: HostFile.ringRefusal == nil, "this kernel gives no io_uring: \(HostFile.ringRefusal?.description ?? "")")
-
 // One after the other: they share the memory of one loop.
 @Suite(.serialized) struct `Reads that a loop does without a task` {
     /// What became of reads that began: bytes, or nil where another way has to be taken.

@@ -10,7 +10,8 @@ import Musl
 import Glibc
 #endif
 
-private let hasRing: ConditionTrait = .enabled(
+/// For tests that need io_uring.
+let hasRing: ConditionTrait = .enabled(
     if: HostFile.ringRefusal == nil, "this kernel gives no io_uring: \(HostFile.ringRefusal?.description ?? "")")
 
 @Suite struct `A ring` {

@@ -6,77 +6,27 @@ import Testing
 
 @testable import NBDEngine
 
-#if canImport(Darwin)
-import Darwin
-#elseif canImport(Musl)
-import Musl
-#else
-import Glibc
-#endif
-
 /// Short reads of what is not in memory: the shell may read them itself, where the request says.
 @Suite struct `A read that is not at hand` {
-    /// A device over one file past the page cache, where nothing is at hand.
-    private final class DirectDevice: BlockDevice {
-        let info: DeviceInfo
-        private let file: HostFile
-        private let placesAreFixed: Bool
-
-        init(_ file: HostFile, placesAreFixed: Bool) {
-            self.file = file
-            self.placesAreFixed = placesAreFixed
-            info = DeviceInfo(byteCount: file.byteCount, abilities: .allNative, isReadOnly: false)
-        }
-
-        func read(at offset: UInt64, into buffer: inout MutableRawSpan) async throws(BlockError) {
-            do throws(HostError) { try await file.read(at: offset, into: &buffer) } catch { throw BlockError(.inputOutput, "\(error)") }
-        }
-
-        func makeMapper() -> sending (any RangeMapper)? { Mapper(file, placesAreFixed) }
-
-        private final class Mapper: RangeMapper {
-            let file: HostFile
-            let placesAreFixed: Bool
-
-            init(_ file: HostFile, _ placesAreFixed: Bool) {
-                self.file = file
-                self.placesAreFixed = placesAreFixed
-            }
-
-            func mapRead(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
-                // The last part is in two places.
-                let half = range.start < 65_536 ? 0 : range.count / 2
-                if half > 0 { segments.append(.file(file, offset: range.start, count: Int(half))) }
-                segments.append(.file(file, offset: range.start + half, count: Int(range.count - half)))
-                return true
-            }
-
-            func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool { false }
-        }
-    }
-
     private static let contents = (0..<131_072).map { UInt8(truncatingIfNeeded: $0 &* 31 >> 3) }
 
     private static func withTransmission(
         _ mode: ReplyMode, placesAreFixed: Bool = true, maximumPayload: UInt32 = 32 << 20, _ body: (inout Transmission) async throws -> Void
     ) async throws {
-        var path = Array("/tmp/place.XXXXXX".utf8CString)
-        let descriptor = path.withUnsafeMutableBufferPointer { mkstemp($0.baseAddress!) }
-        #expect(write(descriptor, contents, contents.count) == contents.count)
-        close(descriptor)
-        let name = String(decoding: path.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        defer { unlink(name) }
-        let file = try await HostFile.open(name, .init(isDirect: true))
-        let session = Session(
-            export: ExportDescription(
-                id: 1, name: "", byteCount: file.byteCount, flags: .hasFlags, blockSizes: BlockSizes(maximumPayload: maximumPayload)),
-            flags: [.hasFlags, .fua, .df], mode: mode, contexts: [])
-        let budget = MemoryBudget(byteCountLimit: 1 << 30)
-        var transmission = Transmission(
-            session: session, device: DirectDevice(file, placesAreFixed: placesAreFixed), budget: budget, sendsSegments: true, wake: {})
-        try await body(&transmission)
-        transmission.abandon()
-        #expect(budget.used == 0)
+        // Past the page cache nothing is at hand.
+        try await withFile(contents, isDirect: true) { file in
+            let session = Session(
+                export: ExportDescription(
+                    id: 1, name: "", byteCount: file.byteCount, flags: .hasFlags, blockSizes: BlockSizes(maximumPayload: maximumPayload)),
+                flags: [.hasFlags, .fua, .df], mode: mode, contexts: [])
+            let budget = MemoryBudget(byteCountLimit: 1 << 30)
+            var transmission = Transmission(
+                session: session, device: FileDevice(file, placesAreFixed: placesAreFixed, wholeUpTo: 65_536), budget: budget,
+                sendsSegments: true, wake: {})
+            try await body(&transmission)
+            transmission.abandon()
+            #expect(budget.used == 0)
+        }
     }
 
     private static func ask(

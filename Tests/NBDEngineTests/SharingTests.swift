@@ -6,14 +6,6 @@ import Testing
 
 @testable import NBDEngine
 
-#if canImport(Darwin)
-import Darwin
-#elseif canImport(Musl)
-import Musl
-#else
-import Glibc
-#endif
-
 /// The second way through the engine: one buffer for all connections of a loop, replies shown and dropped, data sent from where it lies.
 @Suite struct `A shell that shares its buffer` {
     private static func conversation(_ harness: EngineHarness) -> [UInt8] {
@@ -132,41 +124,6 @@ import Glibc
 }
 
 @Suite struct `Bytes that are sent from where they lie` {
-    /// A device over one file, as `RawFile` is.
-    private final class FileDevice: BlockDevice {
-        let info: DeviceInfo
-        let file: HostFile
-
-        init(_ file: HostFile) {
-            self.file = file
-            info = DeviceInfo(byteCount: file.byteCount, abilities: .allNative, isReadOnly: false)
-        }
-
-        func read(at offset: UInt64, into buffer: inout MutableRawSpan) async throws(BlockError) {
-            do throws(HostError) { try await file.read(at: offset, into: &buffer) } catch { throw BlockError(.inputOutput, "\(error)") }
-        }
-
-        func makeMapper() -> sending (any RangeMapper)? { Mapper(file) }
-
-        private final class Mapper: RangeMapper {
-            let file: HostFile
-            init(_ file: HostFile) { self.file = file }
-
-            func mapRead(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
-                // In two pieces and with zeroes behind, as a format might.
-                let half = range.count / 2
-                if half > 0 { segments.append(.file(file, offset: range.start, count: Int(half))) }
-                segments.append(.file(file, offset: range.start + half, count: Int(range.count - half)))
-                return true
-            }
-
-            func mapWrite(_ range: ByteRange, into segments: inout SegmentList) -> Bool {
-                segments.append(.file(file, offset: range.start, count: Int(range.count)))
-                return true
-            }
-        }
-    }
-
     private static func transmission(
         _ file: HostFile, _ mode: ReplyMode, _ budget: MemoryBudget, pool: BufferPool = BufferPool(), writeTurns: WriteTurns = WriteTurns()
     ) -> Transmission {
@@ -183,20 +140,10 @@ import Glibc
         for _ in 0..<count { output.append(UInt8(1)) }
     }
 
-    private static func withFile(_ contents: [UInt8], _ body: (HostFile) async throws -> Void) async throws {
-        var path = Array("/tmp/engine.XXXXXX".utf8CString)
-        let descriptor = path.withUnsafeMutableBufferPointer { mkstemp($0.baseAddress!) }
-        #expect(write(descriptor, contents, contents.count) == contents.count)
-        close(descriptor)
-        let name = String(decoding: path.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        defer { unlink(name) }
-        try await body(try await HostFile.open(name))
-    }
-
     @Test(arguments: [ReplyMode.simple, .structured, .extended])
     func `are the right ones, and take none of our memory`(mode: ReplyMode) async throws {
         let contents = (0..<300_000).map { UInt8(truncatingIfNeeded: $0 &* 31 >> 3) }
-        try await Self.withFile(contents) { file in
+        try await withFile(contents) { file in
             let budget = MemoryBudget(byteCountLimit: 1 << 30)
             var transmission = Self.transmission(file, mode, budget)
             var shared = ByteBuffer()
@@ -234,7 +181,7 @@ import Glibc
 
     @Test(arguments: [1, 2, 4])
     func `that are long, are written by so many tasks, and the others by the loop`(taskLimit: Int) async throws {
-        try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
+        try await withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
             var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30))
             transmission.writePolicy.taskFloor = 16_384
             transmission.writePolicy.taskLimit = taskLimit
@@ -252,7 +199,7 @@ import Glibc
 
     // A fresh megabyte for each write would cost a fault and zeroes for each of its pages.
     @Test(arguments: [600_000, 65_536]) func `that tasks have written, leave memory for those to come if they are long`(count: Int) async throws {
-        try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
+        try await withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
             let pool = BufferPool()
             var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30), pool: pool)
             transmission.writePolicy.taskFloor = 0
@@ -289,7 +236,7 @@ import Glibc
 
     @Test(arguments: [true, false])
     func `that are long, let a write of another loop go first, but not for ever`(isInPieces: Bool) async throws {
-        try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
+        try await withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
             let turns = WriteTurns()
             var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30), writeTurns: turns)
             transmission.writePolicy.exclusiveFloor = 16_384
@@ -346,7 +293,7 @@ import Glibc
 
     @Test(arguments: [(32 << 10, 8192), (128 << 10, 8192), (128 << 10, 64 << 10)])
     func `that are written, are so many in one turn as it is told`(limit: Int, size: Int) async throws {
-        try await Self.withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
+        try await withFile([UInt8](repeating: 0, count: 1 << 20)) { file in
             var transmission = Self.transmission(file, .simple, MemoryBudget(byteCountLimit: 1 << 30))
             // The other one is for writes of another length.
             transmission.writePolicy.turnByteCount = size < 64 << 10 ? limit : 1
