@@ -7,6 +7,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -139,13 +140,20 @@ static bool are_same(const struct sockaddr_storage *a, const struct sockaddr_sto
     }
 }
 
-int chostio_send_unpaced_within_host(int fd) {
+struct chostio_pace chostio_take_pace(int fd) {
+    struct chostio_pace pace = {""};
+    socklen_t size = sizeof pace.name;
+    // "reno" is the one that every kernel has.
+    if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, pace.name, &size) < 0 || setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4) < 0)
+        return (struct chostio_pace){""};
+    return pace;
+}
+
+void chostio_give_pace_back(int fd, struct chostio_pace pace) {
     struct sockaddr_storage own, peer;
     socklen_t own_size = sizeof own, peer_size = sizeof peer;
-    if (getsockname(fd, (struct sockaddr *)&own, &own_size) < 0 || getpeername(fd, (struct sockaddr *)&peer, &peer_size) < 0) return -errno;
-    if (!are_same(&own, &peer)) return 0;
-    // The one that every kernel has.
-    return setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4) < 0 ? -errno : 1;
+    if (getsockname(fd, (struct sockaddr *)&own, &own_size) < 0 || getpeername(fd, (struct sockaddr *)&peer, &peer_size) < 0) return;
+    if (!are_same(&own, &peer)) (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, pace.name, (socklen_t)strnlen(pace.name, sizeof pace.name));
 }
 
 int chostio_socket_room(int fd, int bytes) {
@@ -207,7 +215,8 @@ void chostio_populate(const void *address, size_t count) { (void)address; (void)
 uint64_t chostio_major_faults(void) { return 0; }
 uint64_t chostio_blocks_read(void) { return 0; }
 int chostio_is_local(int fd) { (void)fd; return 0; }
-int chostio_send_unpaced_within_host(int fd) { (void)fd; return 0; }
+struct chostio_pace chostio_take_pace(int fd) { (void)fd; return (struct chostio_pace){""}; }
+void chostio_give_pace_back(int fd, struct chostio_pace pace) { (void)fd; (void)pace; }
 int64_t chostio_send_file(int fd, int file, uint64_t offset, size_t count) {
     (void)fd; (void)file; (void)offset; (void)count; return -ENOTSUP;
 }

@@ -27,6 +27,8 @@ struct ListeningSocket: Sendable {
     /// nil: of a family that we do not know.
     let address: SocketAddress?
     private var file: File?
+    /// Of clients on other hosts. nil: clients have whatever the system gives them; somebody else's socket is not changed.
+    private var pace: SocketPace?
 
     /// The socket's name in the file system, which is ours to take away.
     private struct File: Equatable {
@@ -53,12 +55,16 @@ struct ListeningSocket: Sendable {
     /// - Parameter isIPv6Only: an IPv6 socket on all addresses leaves IPv4 to another socket; otherwise it takes both.
     static func tcp(_ address: SocketAddress, isIPv6Only: Bool) throws(IOError) -> ListeningSocket {
         let family = if case .v6 = address { AF_INET6 } else { AF_INET }
-        return try bound(family: family) { descriptor throws(IOError) in
+        var pace: SocketPace?
+        var socket = try bound(family: family) { descriptor throws(IOError) in
+            pace = SocketPace(takenFrom: descriptor)
             try set(SOL_SOCKET, SO_REUSEADDR, 1, of: descriptor)
             if family == AF_INET6 { try set(CInt(IPPROTO_IPV6), IPV6_V6ONLY, isIPv6Only ? 1 : 0, of: descriptor) }
             // SAFETY: the address is lent for the call.
             return unsafe address.withSockAddr { unsafe bind(descriptor, $0, socklen_t($1)) }
         }
+        socket.pace = pace
+        return socket
     }
 
     /// - Parameter path: 1…`pathLimit` bytes without NUL, or a NUL in front of an abstract name (Linux). What is there already is an error.
@@ -118,7 +124,7 @@ struct ListeningSocket: Sendable {
     func accept() -> Answer {
         let result = csockets_accept(descriptor)
         guard result < 0 else {
-            StreamSocket.sendUnpacedWithinHost(result)
+            pace?.giveBack(to: result)
             return .client(result)
         }
         switch -result {

@@ -54,8 +54,9 @@ private func socketPair() -> (CInt, CInt) {
     }
 
     #if os(Linux)
-    @Test(arguments: ["127.0.0.1", "::1"])
-    func `give a client on this host a socket that is not paced`(host: String) throws {
+    // Host of the client; nil: the listener's own.
+    @Test(arguments: [("127.0.0.1", nil), ("::1", nil), ("127.0.0.1", "127.0.0.2")])
+    func `pace only those who are not on this host`(host: String, clientHost: String?) throws {
         let listening: ListeningSocket
         do {
             listening = try ListeningSocket.tcp(SocketAddress(ipAddress: host, port: 0), isIPv6Only: true)
@@ -66,6 +67,12 @@ private func socketPair() -> (CInt, CInt) {
         let address = try #require(listening.address)
         let client = socket(host == "::1" ? AF_INET6 : AF_INET, CInt(SOCK_STREAM.rawValue), 0)
         defer { ListeningSocket.close(client) }
+        if let clientHost {
+            // Another address than the server's, as another host would have.
+            let own = try SocketAddress(ipAddress: clientHost, port: 0)
+            #expect(own.withSockAddr { bind(client, $0, socklen_t($1)) } == 0)
+        }
+        let usual = congestionControl(of: client)
         #expect(address.withSockAddr { connect(client, $0, socklen_t($1)) } == 0)
         var ready = pollfd(fd: listening.descriptor, events: Int16(POLLIN), revents: 0)
         #expect(poll(&ready, 1, 5000) == 1)
@@ -74,10 +81,16 @@ private func socketPair() -> (CInt, CInt) {
             return
         }
         defer { ListeningSocket.close(descriptor) }
+        // Not only now, but from its first byte on.
+        #expect(congestionControl(of: listening.descriptor) == "reno")
+        #expect(congestionControl(of: descriptor) == (clientHost == nil ? "reno" : usual))
+    }
+
+    private func congestionControl(of descriptor: CInt) -> String {
         var name = [UInt8](repeating: 0, count: 16)
         var length = socklen_t(name.count)
         #expect(getsockopt(descriptor, CInt(IPPROTO_TCP), TCP_CONGESTION, &name, &length) == 0)
-        #expect(String(decoding: name.prefix { $0 != 0 }, as: UTF8.self) == "reno")
+        return String(decoding: name.prefix { $0 != 0 }, as: UTF8.self)
     }
     #endif
 

@@ -36,8 +36,14 @@ int64_t chostio_send(int fd, const struct iovec *parts, int count, bool more);
 int64_t chostio_send_file(int fd, int file, uint64_t offset, size_t count);
 /// 1 for a Unix socket.
 int chostio_is_local(int fd);
-/// Gives a TCP socket both ends of which have the same address the plainest congestion control (reno). 1: done; 0: it is no such socket.
-int chostio_send_unpaced_within_host(int fd);
+/// A congestion control by its name.
+struct chostio_pace {
+    char name[16];
+};
+/// Gives a TCP socket the plainest congestion control. What it had; no name: it is as it was.
+struct chostio_pace chostio_take_pace(int fd);
+/// Gives it back to a connected socket, unless both its ends have the same address.
+void chostio_give_pace_back(int fd, struct chostio_pace pace);
 /// A second number for the same socket, closed by exec. From now on the socket never waits.
 int chostio_duplicate(int fd);
 /// Makes room for `bytes` of what is sent on a local (Unix) socket and not received yet.

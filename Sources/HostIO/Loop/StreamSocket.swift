@@ -37,14 +37,6 @@ public final class StreamSocket: Sendable {
         _ = chostio_close(descriptor)
     }
 
-    /// A TCP connection within this host sends what the windows allow, whatever the host's congestion control is: there is no network on the
-    /// way whose pace would have to be found. BBR would spread it over time, with a timer for each piece.
-    /// Any other socket stays as it is.
-    public static func sendUnpacedWithinHost(_ descriptor: Int32) {
-        // A refusal only means that it is paced.
-        _ = chostio_send_unpaced_within_host(descriptor)
-    }
-
     /// Appends to `output` at most `limit` bytes that have arrived.
     public func receive(into output: inout OutputRawSpan, limit: Int) -> Outcome {
         // SAFETY: at most the free room is given to the kernel, which has initialised exactly the bytes that are then counted.

@@ -61,12 +61,13 @@ final class BenchSocket: Sendable {
         while let entry = unsafe next {
             unsafe next = entry.pointee.ai_next
             let socket = try make(unsafe entry.pointee.ai_family, limit)
+            // A server on this host is to be the limit, not our own pace.
+            let pace = SocketPace(takenFrom: socket.descriptor)
             if unsafe systemConnect(socket.descriptor, entry.pointee.ai_addr, entry.pointee.ai_addrlen) == 0 {
                 var yes: Int32 = 1
                 // P-GEN-02.
                 unsafe setsockopt(socket.descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, &yes, socklen_t(MemoryLayout<Int32>.size))
-                // A server on this host is to be the limit, not our own pace.
-                StreamSocket.sendUnpacedWithinHost(socket.descriptor)
+                pace?.giveBack(to: socket.descriptor)
                 return socket
             }
             reason = errno
