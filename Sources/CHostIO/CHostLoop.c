@@ -140,6 +140,13 @@ static bool are_same(const struct sockaddr_storage *a, const struct sockaddr_sto
     }
 }
 
+static bool is_within_host(int fd) {
+    struct sockaddr_storage own, peer;
+    socklen_t own_size = sizeof own, peer_size = sizeof peer;
+    return getsockname(fd, (struct sockaddr *)&own, &own_size) == 0 && getpeername(fd, (struct sockaddr *)&peer, &peer_size) == 0
+        && are_same(&own, &peer);
+}
+
 struct chostio_pace chostio_take_pace(int fd) {
     struct chostio_pace pace = {""};
     socklen_t size = sizeof pace.name;
@@ -150,14 +157,17 @@ struct chostio_pace chostio_take_pace(int fd) {
 }
 
 void chostio_give_pace_back(int fd, struct chostio_pace pace) {
-    struct sockaddr_storage own, peer;
-    socklen_t own_size = sizeof own, peer_size = sizeof peer;
-    if (getsockname(fd, (struct sockaddr *)&own, &own_size) < 0 || getpeername(fd, (struct sockaddr *)&peer, &peer_size) < 0) return;
-    if (!are_same(&own, &peer)) (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, pace.name, (socklen_t)strnlen(pace.name, sizeof pace.name));
+    if (!is_within_host(fd)) (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, pace.name, (socklen_t)strnlen(pace.name, sizeof pace.name));
 }
 
 int chostio_socket_room(int fd, int bytes) {
-    RESULT(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes));
+    if (chostio_is_local(fd)) RESULT(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes));
+    if (!is_within_host(fd)) return 0;
+    // SO_RCVBUF would end the window's growth, and needs a privilege for more than rmem_max. To wait for so many bytes makes room for them; the
+    // room stays.
+    int one = 1;
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof bytes) < 0) return -errno;
+    RESULT(setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one));
 }
 
 int chostio_core_count(void) {

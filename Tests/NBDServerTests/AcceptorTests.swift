@@ -1,5 +1,6 @@
 import Block
 import Glibc
+import HostIO
 import Logging
 import NBDClient
 import NBDProtocol
@@ -56,7 +57,7 @@ private func socketPair() -> (CInt, CInt) {
     #if os(Linux)
     // Host of the client; nil: the listener's own.
     @Test(arguments: [("127.0.0.1", nil), ("::1", nil), ("127.0.0.1", "127.0.0.2")])
-    func `pace only those who are not on this host`(host: String, clientHost: String?) throws {
+    func `give a client on this host room at once and no pace, and others what is usual`(host: String, clientHost: String?) throws {
         let listening: ListeningSocket
         do {
             listening = try ListeningSocket.tcp(SocketAddress(ipAddress: host, port: 0), isIPv6Only: true)
@@ -84,6 +85,18 @@ private func socketPair() -> (CInt, CInt) {
         // Not only now, but from its first byte on.
         #expect(congestionControl(of: listening.descriptor) == "reno")
         #expect(congestionControl(of: descriptor) == (clientHost == nil ? "reno" : usual))
+        let before = number(SO_RCVBUF, of: descriptor)
+        try withExtendedLifetime(StreamSocket(duplicating: descriptor)) {
+            #expect((number(SO_RCVBUF, of: descriptor) > before) == (clientHost == nil))
+            #expect(number(SO_RCVLOWAT, of: descriptor) == 1, "it would wait for a long message")
+        }
+    }
+
+    private func number(_ option: CInt, of descriptor: CInt) -> CInt {
+        var value: CInt = 0
+        var length = socklen_t(MemoryLayout<CInt>.size)
+        #expect(getsockopt(descriptor, SOL_SOCKET, option, &value, &length) == 0)
+        return value
     }
 
     private func congestionControl(of descriptor: CInt) -> String {

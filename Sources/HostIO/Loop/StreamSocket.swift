@@ -27,10 +27,10 @@ public final class StreamSocket: Sendable {
         self.descriptor = result
         isLocal = chostio_is_local(result) == 1
         // A refusal only means less room.
-        if isLocal { _ = chostio_socket_room(result, Self.roomByteCount) }
+        _ = chostio_socket_room(result, Self.roomByteCount)
     }
 
-    /// Bytes under way on a local socket, so that sender and receiver work at the same time. The kernel may give less.
+    /// Bytes under way within this host, so that sender and receiver work at the same time. The kernel may give less.
     private static let roomByteCount: Int32 = 1 << 20
 
     deinit {
