@@ -160,8 +160,11 @@ void chostio_give_pace_back(int fd, struct chostio_pace pace) {
     if (!is_within_host(fd)) (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, pace.name, (socklen_t)strnlen(pace.name, sizeof pace.name));
 }
 
-int chostio_socket_room(int fd, int bytes) {
-    if (chostio_is_local(fd)) RESULT(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes));
+int chostio_send_room(int fd, int bytes) {
+    RESULT(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes));
+}
+
+int chostio_receive_room_within_host(int fd, int bytes) {
     if (!is_within_host(fd)) return 0;
     // SO_RCVBUF would end the window's growth, and needs a privilege for more than rmem_max. To wait for so many bytes makes room for them; the
     // room stays.
@@ -216,7 +219,8 @@ int chostio_event_drain(int fd) { (void)fd; return -ENOTSUP; }
 int64_t chostio_send(int fd, const struct iovec *parts, int count, bool more) {
     (void)fd; (void)parts; (void)count; (void)more; return -ENOTSUP;
 }
-int chostio_socket_room(int fd, int bytes) { (void)fd; (void)bytes; return -ENOTSUP; }
+int chostio_send_room(int fd, int bytes) { (void)fd; (void)bytes; return -ENOTSUP; }
+int chostio_receive_room_within_host(int fd, int bytes) { (void)fd; (void)bytes; return -ENOTSUP; }
 int chostio_core_count(void) { return 1; }
 int chostio_resident(int fd, const void *address, size_t count, uint64_t *bits) {
     (void)fd; (void)address; (void)count; (void)bits; return -ENOTSUP;

@@ -162,6 +162,7 @@ class TestMemory:
     FOR_EACH = {"clear": 256 * KIB, "TLS": 256 * KIB + 1280 * KIB}
     # Not of requests and replies: connections, the pools of two loops, the heap's own.
     ELSE = 16 * MIB
+
     @pytest.mark.parametrize("kind", ["clear", "TLS"])
     def test_is_bounded_and_goes_back(self, serve_tls, pki, kind):
         # S-CVE-01, S-CO-07

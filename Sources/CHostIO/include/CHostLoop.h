@@ -46,8 +46,10 @@ struct chostio_pace chostio_take_pace(int fd);
 void chostio_give_pace_back(int fd, struct chostio_pace pace);
 /// A second number for the same socket, closed by exec. From now on the socket never waits.
 int chostio_duplicate(int fd);
-/// Makes room for `bytes` that are on their way: in a local (Unix) socket, sent and not received yet; over TCP, received from a peer on this host.
-int chostio_socket_room(int fd, int bytes);
+/// Makes room for `bytes` of what is sent and not received yet.
+int chostio_send_room(int fd, int bytes);
+/// Lets a peer on this host send so many `bytes` of a TCP connection ahead from now on; 0 also for others, which stay as they are.
+int chostio_receive_room_within_host(int fd, int bytes);
 
 /// Nanoseconds of a clock that never goes back.
 uint64_t chostio_now(void);

@@ -27,7 +27,7 @@ public final class StreamSocket: Sendable {
         self.descriptor = result
         isLocal = chostio_is_local(result) == 1
         // A refusal only means less room.
-        _ = chostio_socket_room(result, Self.roomByteCount)
+        _ = isLocal ? chostio_send_room(result, Self.roomByteCount) : chostio_receive_room_within_host(result, Self.roomByteCount)
     }
 
     /// Bytes under way within this host, so that sender and receiver work at the same time. The kernel may give less.
