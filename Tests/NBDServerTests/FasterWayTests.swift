@@ -2,8 +2,8 @@ import Testing
 
 @testable import NBDServer
 
-/// Replies by reference or copied, writes by tasks or at once: whatever is faster on this machine, at this time, for these clients.
-@Suite struct `The way that long pieces are moved` {
+/// By reference or copied: whatever is faster on this machine, at this time, for these clients.
+@Suite struct `The way that long pieces are sent` {
     /// Sends so many spells, each way at its speed (bytes for each nanosecond); returns how many went the first way.
     private func spells(_ count: Int, _ choice: inout FasterWay, _ now: inout UInt64, second: Double, first: Double) -> Int {
         var firstCount = 0

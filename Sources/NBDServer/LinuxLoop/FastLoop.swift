@@ -14,8 +14,6 @@ final class FastLoop: @unchecked Sendable {
         let pool = BufferPool()
         /// Long pieces of files leave by reference, or copied.
         var transfers = FasterWay()
-        /// Long writes are left to tasks, or done at once.
-        var writes = FasterWay()
         /// Sends of bytes that lie in files.
         var sendCount: UInt64 = 0
         var majorFaultCount: UInt64 = 0

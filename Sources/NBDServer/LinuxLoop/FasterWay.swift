@@ -1,9 +1,6 @@
-/// Which of two ways to move long pieces is faster on a loop, at this time, for these clients. Nobody can tell beforehand: that depends on who has
-/// time, on the disk, and on what else the cores have to do. So it is measured: bytes a second of short spells, now and then of one the other way.
-///
-/// - Replies: by reference, copied by the receiver, or copied by us from a mapping. A lean client copies as fast as we do, a busy one better gets
-///   what is copied already.
-/// - Writes: left to tasks, so that more is received meanwhile, or done at once, by the core that has the bytes in its cache.
+/// Which of two ways to send long pieces is faster on a loop, at this time, for these clients: by reference, copied by the receiver, or copied by
+/// us from a mapping. A lean client copies as fast as we do, a busy one better gets what is copied already. Nobody can tell beforehand: that depends
+/// on who has time, and on what else the cores have to do. So it is measured: bytes a second of short spells, now and then of one the other way.
 struct FasterWay {
     private(set) var isFirst = true
     /// Bytes per second, smoothed; 0 where nothing is known.

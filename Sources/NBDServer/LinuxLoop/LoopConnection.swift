@@ -181,7 +181,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
     private func receive(_ shell: TransmissionShell) -> Bool {
         let shared = loop.shared
         let isShared = loop.host.isShared
-        shell.transmission.writePolicy = WritePolicy(isLocal: socket.isLocal, isShared: isShared, usesTasks: shared.writes.isFirst)
+        shell.transmission.writePolicy = WritePolicy(isLocal: socket.isLocal, isShared: isShared)
         // TCP's calls are dear: it answers when there is nothing more to be received.
         let answersAtEnd = !socket.isLocal
         defer { if answersAtEnd { flush() } }
@@ -197,7 +197,6 @@ final class LoopConnection: LoopClient, ConnectionFace {
             switch outcome {
             case .bytes(let byteCount):
                 shell.noteProgress(byteCount)
-                if !isShared, byteCount >= 64 << 10 { shared.writes.note(moved: byteCount, now: HostLoop.now) }
                 // Less than there was room for: that was all.
                 if byteCount < limit, !isHungUp { mayHaveInput = false }
             case .wouldBlock:
@@ -283,7 +282,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
 }
 
 extension WritePolicy {
-    fileprivate init(isLocal: Bool, isShared: Bool, usesTasks: Bool) {
+    fileprivate init(isLocal: Bool, isShared: Bool) {
         self.init()
         if !isLocal { aloneFloor = 48 << 10 }
         exclusiveFloor = 128 << 10
@@ -294,10 +293,10 @@ extension WritePolicy {
             longTurnByteCount = turnByteCount
         } else {
             longTurnByteCount = isLocal ? 128 << 10 : 256 << 10
-            // There may be a core to write with.
-            if usesTasks {
-                taskFloor = isLocal ? 256 << 10 : 64 << 10
-                taskLimit = isLocal ? 2 : 4
+            // There may be a core to write with; shorter ones are better written by the core that has their bytes in its cache.
+            if isLocal {
+                taskFloor = 512 << 10
+                taskLimit = 2
             }
         }
     }
