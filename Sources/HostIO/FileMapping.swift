@@ -19,12 +19,13 @@ internal import Synchronization
     private let descriptor: Int32
     private let address: UnsafeRawPointer
     let byteCount: UInt64
-    /// One bit for each page; behind them, from `askedIndex` on, one for each granule that the kernel was asked about, and from `enteredIndex` on
-    /// one for each whose pages were entered into the page table.
+    /// One bit for each page; behind them, from `askedIndex` on, one for each granule that the kernel was asked about, from `enteredIndex` on one
+    /// for each whose pages were entered into the page table, and from `passedIndex` on one for each that was sent by reference.
     private let known: UnsafeMutablePointer<UInt64>
     private let knownByteCount: Int
     private let askedIndex: Int
     private let enteredIndex: Int
+    private let passedIndex: Int
     private let isTrusted = Atomic<Bool>(true)
 
     /// Nil when there is nothing to map, or the file lies where its mapping may not show what others write: on the network, or behind a
@@ -38,7 +39,8 @@ internal import Synchronization
         let granuleCount = Int((byteCount - 1) / Self.granuleByteCount) + 1
         askedIndex = granuleCount * 8
         enteredIndex = askedIndex + granuleCount / 64 + 1
-        knownByteCount = (enteredIndex + granuleCount / 64 + 1) * 8
+        passedIndex = enteredIndex + granuleCount / 64 + 1
+        knownByteCount = (passedIndex + granuleCount / 64 + 1) * 8
         guard let known = unsafe chostio_zeroes(knownByteCount) else { return nil }
         guard let address = unsafe chostio_map(descriptor, Int(byteCount)) else {
             _ = unsafe chostio_unmap(known, knownByteCount)
@@ -85,6 +87,23 @@ internal import Synchronization
         forEachNewGranule(offset, count, enteredIndex) { start, count in
             if isAtHand(start, count) { unsafe chostio_populate(address + Int(start), count) }
         }
+    }
+
+    /// A range will be sent, but not from the mapping. What is sent for the second time may be sent more often, and then it shall cost no more from
+    /// the mapping. A granule counts as sent with its first byte.
+    func pass(_ offset: UInt64, _ count: Int) {
+        let start = (offset + Self.granuleByteCount - 1) / Self.granuleByteCount * Self.granuleByteCount
+        guard start < offset + UInt64(count) else { return }
+        let rest = Int(offset + UInt64(count) - start)
+        var isNew = false
+        forEachNewGranule(start, rest, passedIndex) { _, _ in isNew = true }
+        if !isNew { enter(start, rest) }
+    }
+
+    /// Whether the pages around a byte were entered, as far as they were in memory.
+    func isEntered(_ offset: UInt64) -> Bool {
+        let granule = Int(offset / Self.granuleByteCount)
+        return unsafe chostio_bits(known + (enteredIndex + granule >> 6)) & 1 << UInt64(granule & 63) != 0
     }
 
     /// Where those lie whose bit from word `index` on was not set. It is now.

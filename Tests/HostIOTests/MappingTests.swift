@@ -65,6 +65,27 @@ private func openCold(_ path: String) async throws -> HostFile {
         #expect(mapping.ask(0, 4096))
     }
 
+    // What is sent once by reference, as a copy of a disk is, shall not cost page tables.
+    @Test func `is entered into the page table when it is sent by reference for the second time`() async throws {
+        let scratch = Scratch()
+        let file = try await HostFile.open(scratch.file(contents: pattern(5 << 20)))
+        #expect(file.isAtHand(0, 5 << 20))
+        let mapping = try #require(file.mapping)
+        func send() { for offset in stride(from: 0, to: UInt64(4 << 20), by: 64 << 10) { mapping.pass(offset, 64 << 10) } }
+        send()
+        #expect(!mapping.isEntered(0) && !mapping.isEntered(2 << 20))
+        send()
+        #expect(mapping.isEntered(0) && mapping.isEntered(2 << 20) && !mapping.isEntered(4 << 20))
+        mapping.pass((4 << 20) + 4096, 8192)
+        mapping.pass((4 << 20) + 4096, 8192)
+        #expect(!mapping.isEntered(4 << 20))
+        mapping.pass(3 << 20, 2 << 20)
+        mapping.pass(3 << 20, 2 << 20)
+        #expect(mapping.isEntered(4 << 20))
+        mapping.forget()
+        #expect(!mapping.isEntered(0))
+    }
+
     @Test(arguments: [(0, 0), (1 << 20, 1), ((1 << 20) - 1, 2), (0, (1 << 20) + 1), (1 << 21, 1)])
     func `lies in the file`(offset: Int, count: Int) async throws {
         let scratch = Scratch()

@@ -4,47 +4,75 @@ import Testing
 
 /// By reference or copied: whatever is faster on this machine, at this time, for these clients.
 @Suite struct `The way that long pieces are sent` {
-    /// Sends so many spells, each way at its speed (bytes for each nanosecond); returns how many went the first way.
-    private func spells(_ count: Int, _ choice: inout FasterWay, _ now: inout UInt64, second: Double, first: Double) -> Int {
+    /// Sends so many MiB, each way at its speed (bytes for each nanosecond); returns the share that went the first way.
+    private func send(_ count: Int, _ choice: FasterWay, _ now: inout UInt64, first: Double, second: Double) -> Double {
         var firstCount = 0
         for _ in 0..<count {
             let isFirst = choice.isFirst
             if isFirst { firstCount += 1 }
-            for _ in 0..<8 {
-                now += UInt64(Double(FasterWay.spellByteCount / 8) / (isFirst ? first : second))
-                choice.note(moved: FasterWay.spellByteCount / 8, now: now)
-            }
+            now += UInt64(Double(1 << 20) / (isFirst ? first : second))
+            choice.note(moved: 1 << 20, now: now)
         }
-        return firstCount
+        return Double(firstCount) / Double(count)
     }
 
     @Test func `is the faster one, and the other is tried seldom`() {
-        var choice = FasterWay()
+        let choice = FasterWay()
         var now: UInt64 = 1
-        _ = spells(20, &choice, &now, second: 1, first: 3)
-        #expect((960..<1000).contains(spells(1000, &choice, &now, second: 1, first: 3)))
-        // Much slower: tried less often than what is nearly as fast.
-        #expect((900..<960).contains(spells(1000, &choice, &now, second: 2.5, first: 3)))
+        _ = send(2000, choice, &now, first: 3, second: 1)
+        #expect((0.97..<1).contains(send(100_000, choice, &now, first: 3, second: 1)))
+        // Nearly as fast: tried more often.
+        #expect((0.88..<0.95).contains(send(100_000, choice, &now, first: 3, second: 2.8)))
     }
 
-    @Test func `changes when the other becomes faster`() {
-        var choice = FasterWay()
+    @Test func `is known after one spell of each`() {
+        let choice = FasterWay()
         var now: UInt64 = 1
-        _ = spells(200, &choice, &now, second: 1, first: 3)
-        _ = spells(300, &choice, &now, second: 3, first: 1)
-        #expect((0..<40).contains(spells(1000, &choice, &now, second: 3, first: 1)))
+        let shareOfFirst = send(1000, choice, &now, first: 1, second: 2)
+        #expect(!choice.isFirst && shareOfFirst < 0.12)
+    }
+
+    @Test func `is not judged by what waited in the sockets when it changed`() {
+        let choice = FasterWay()
+        var now: UInt64 = 1
+        // The first way, until its spell has ended.
+        while choice.isFirst { _ = send(1, choice, &now, first: 1, second: 2) }
+        // What comes next is slow only because of what was sent before.
+        now += 100_000_000
+        _ = send(FasterWay.settlingByteCount >> 20, choice, &now, first: 1, second: 0.1)
+        _ = send(FasterWay.spellByteCount >> 20, choice, &now, first: 1, second: 2)
         #expect(!choice.isFirst)
     }
 
-    @Test func `does not change because a client pauses`() {
-        var choice = FasterWay()
+    @Test func `changes when the other becomes faster`() {
+        let choice = FasterWay()
         var now: UInt64 = 1
-        _ = spells(200, &choice, &now, second: 1, first: 1.2)
+        _ = send(10_000, choice, &now, first: 3, second: 1)
+        _ = send(30_000, choice, &now, first: 1, second: 3)
+        #expect((0..<0.04).contains(send(100_000, choice, &now, first: 1, second: 3)))
+    }
+
+    @Test func `does not change because a client pauses`() {
+        let choice = FasterWay()
+        var now: UInt64 = 1
+        _ = send(10_000, choice, &now, first: 1.2, second: 1)
         for _ in 0..<100 {
             now += 1_000_000_000
             choice.note(moved: FasterWay.spellByteCount, now: now)
         }
-        #expect(spells(160, &choice, &now, second: 1, first: 1.2) > 120)
+        #expect(choice.isFirst)
+        #expect(send(10_000, choice, &now, first: 1.2, second: 1) > 0.85)
+    }
+
+    @Test func `is the first one when the client paused in a trial`() {
+        let choice = FasterWay()
+        var now: UInt64 = 1
+        while choice.isFirst { _ = send(1, choice, &now, first: 1, second: 2) }
+        for _ in 0..<200 {
+            now += 20_000_000
+            choice.note(moved: 1 << 20, now: now)
+        }
+        #expect(choice.isFirst)
     }
 
     @Test func `is the first one to begin with`() {

@@ -83,6 +83,7 @@ internal import SystemPackage
         let isLong = count >= Self.referenceFloor
         if isLong { hasLongPieces = true }
         if refersToPages, isLong {
+            mapping.pass(offset, count)
             tail = (file, offset, count)
             byteCount += count
             return false

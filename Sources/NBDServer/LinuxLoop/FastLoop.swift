@@ -12,20 +12,28 @@ final class FastLoop: @unchecked Sendable {
         var inbox = ByteBuffer()
         let outbox = GatherList()
         let pool = BufferPool()
-        /// Long pieces of files leave by reference, or copied.
-        var transfers = FasterWay()
+        /// Bytes of sends with long pieces that `transfers` does not know of yet.
+        fileprivate var unnotedByteCount = 0
         /// Sends of bytes that lie in files.
         var sendCount: UInt64 = 0
         var majorFaultCount: UInt64 = 0
     }
 
     let host: HostLoop
+    /// Long pieces of files leave by reference, or copied.
+    let transfers: FasterWay
     private var content: Shared?
 
-    private init(_ host: HostLoop) { self.host = host }
+    private init(_ host: HostLoop, _ transfers: FasterWay) {
+        self.host = host
+        self.transfers = transfers
+    }
 
     /// One for each loop of the host; none where the host has none.
-    static func all() -> [FastLoop] { HostLoop.all.map(FastLoop.init) }
+    static func all() -> [FastLoop] {
+        let transfers = FasterWay()
+        return HostLoop.all.map { FastLoop($0, transfers) }
+    }
 
     var shared: Shared {
         precondition(host.isCurrent, "touched off its loop")
@@ -33,5 +41,13 @@ final class FastLoop: @unchecked Sendable {
         let content = Shared()
         self.content = content
         return content
+    }
+
+    /// Bytes have been sent, long pieces among them. All loops write what they tell `transfers`, so it is not told each time.
+    func noteTransfer(_ byteCount: Int) {
+        shared.unnotedByteCount += byteCount
+        guard shared.unnotedByteCount >= 1 << 20 else { return }
+        transfers.note(moved: shared.unnotedByteCount, now: HostLoop.now)
+        shared.unnotedByteCount = 0
     }
 }

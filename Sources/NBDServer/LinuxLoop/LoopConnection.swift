@@ -228,7 +228,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
         while hasRoom, let shell, shell.transmission.outputByteCount > 0 {
             let shared = loop.shared
             let outbox = shared.outbox
-            outbox.removeAll(refersToPages: shell.transmission.placesAreFixed && shared.transfers.isFirst)
+            outbox.removeAll(refersToPages: shell.transmission.placesAreFixed && loop.transfers.isFirst)
             shell.transmission.forEachOutput { piece, part in
                 switch piece {
                 case .bytes(let buffer): outbox.append(buffer.bytes(part))
@@ -243,7 +243,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
                 shell.noteProgress(byteCount)
                 if outbox.hasFiles { lookForFaults(outbox) }
                 if shell.transmission.placesAreFixed, outbox.hasLongPieces {
-                    shared.transfers.note(moved: byteCount, now: HostLoop.now)
+                    loop.noteTransfer(byteCount)
                 }
                 if byteCount < outbox.byteCount { waitForRoom() }
             case .wouldBlock:
