@@ -26,8 +26,7 @@ final class FasterWay: Sendable {
     ///   - moved: bytes, long pieces among them.
     ///   - now: nanoseconds.
     func note(moved: Int, now: UInt64) {
-        let isFirst = measured.withLock { $0.note(moved, now) }
-        isFirstNow.store(isFirst, ordering: .relaxed)
+        measured.withLock { isFirstNow.store($0.note(moved, now), ordering: .relaxed) }
     }
 
     private struct Measured {
