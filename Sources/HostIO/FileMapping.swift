@@ -37,10 +37,11 @@ internal import Synchronization
         self.descriptor = descriptor
         self.byteCount = byteCount
         let granuleCount = Int((byteCount - 1) / Self.granuleByteCount) + 1
+        let wordCount = granuleCount / 64 + 1
         askedIndex = granuleCount * 8
-        enteredIndex = askedIndex + granuleCount / 64 + 1
-        passedIndex = enteredIndex + granuleCount / 64 + 1
-        knownByteCount = (passedIndex + granuleCount / 64 + 1) * 8
+        enteredIndex = askedIndex + wordCount
+        passedIndex = enteredIndex + wordCount
+        knownByteCount = (passedIndex + wordCount) * 8
         guard let known = unsafe chostio_zeroes(knownByteCount) else { return nil }
         guard let address = unsafe chostio_map(descriptor, Int(byteCount)) else {
             _ = unsafe chostio_unmap(known, knownByteCount)
@@ -81,8 +82,8 @@ internal import Synchronization
         return isNews && isAtHand(offset, count)
     }
 
-    /// A range will be sent from the mapping: enters all pages around it at once, if all are in memory, where the kernel would have a fault for
-    /// every 16.
+    /// A range will be sent from the mapping, now or perhaps later: enters all pages around it at once, if all are in memory, where the kernel
+    /// would have a fault for every 16.
     func enter(_ offset: UInt64, _ count: Int) {
         forEachNewGranule(offset, count, enteredIndex) { start, count in
             if isAtHand(start, count) { unsafe chostio_populate(address + Int(start), count) }
@@ -102,16 +103,21 @@ internal import Synchronization
 
     /// Whether the pages around a byte were entered, as far as they were in memory.
     func isEntered(_ offset: UInt64) -> Bool {
-        let granule = Int(offset / Self.granuleByteCount)
-        return unsafe chostio_bits(known + (enteredIndex + granule >> 6)) & 1 << UInt64(granule & 63) != 0
+        let place = unsafe granuleBit(Int(offset / Self.granuleByteCount), enteredIndex)
+        return unsafe chostio_bits(place.word) & place.bit != 0
+    }
+
+    /// The bit of a granule, of those that begin at word `index`.
+    @inline(__always)
+    private func granuleBit(_ granule: Int, _ index: Int) -> (word: UnsafeMutablePointer<UInt64>, bit: UInt64) {
+        unsafe (known + (index + granule >> 6), 1 << UInt64(granule & 63))
     }
 
     /// Where those lie whose bit from word `index` on was not set. It is now.
     @inline(__always)
     private func forEachNewGranule(_ offset: UInt64, _ count: Int, _ index: Int, _ body: (_ start: UInt64, _ count: Int) -> Void) {
         for granule in Int(offset / Self.granuleByteCount)...Int((offset + UInt64(count) - 1) / Self.granuleByteCount) {
-            let word = unsafe known + (index + granule >> 6)
-            let bit: UInt64 = 1 << UInt64(granule & 63)
+            let (word, bit) = unsafe granuleBit(granule, index)
             guard unsafe chostio_bits(word) & bit == 0 else { continue }
             unsafe chostio_set_bits(word, bit)
             let start = UInt64(granule) * Self.granuleByteCount

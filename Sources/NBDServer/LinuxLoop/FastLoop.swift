@@ -45,6 +45,7 @@ final class FastLoop: @unchecked Sendable {
 
     /// Bytes have been sent, long pieces among them. All loops write what they tell `transfers`, so it is not told each time.
     func noteTransfer(_ byteCount: Int) {
+        let shared = shared
         shared.unnotedByteCount += byteCount
         guard shared.unnotedByteCount >= 1 << 20 else { return }
         transfers.note(moved: shared.unnotedByteCount, now: HostLoop.now)
