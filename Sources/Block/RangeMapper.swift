@@ -30,6 +30,8 @@ extension RangeMapper {
 
 /// Where a run of a device's bytes lies.
 public enum Segment: Sendable {
+    public typealias File = HostFile
+
     /// `count` bytes of a host file from `offset` on.
     case file(HostFile, offset: UInt64, count: Int)
     /// `count` bytes that read as zeroes and have no place.
@@ -38,10 +40,37 @@ public enum Segment: Sendable {
 
 /// The segments of one request, in order. Reused from request to request, so that mapping does not allocate.
 public struct SegmentList {
-    public private(set) var segments: [Segment] = []
+    /// Most requests have no other. It lies here, and not in the array: so to look at it counts no references.
+    public private(set) var first: Segment?
+    /// Those behind the first.
+    public private(set) var rest: [Segment] = []
 
-    public init() { segments.reserveCapacity(8) }
+    public init() { rest.reserveCapacity(8) }
 
-    public mutating func append(_ segment: Segment) { segments.append(segment) }
-    public mutating func removeAll() { segments.removeAll(keepingCapacity: true) }
+    public var isEmpty: Bool { first == nil }
+    /// The first, if there is no other.
+    public var only: Segment? { rest.isEmpty ? first : nil }
+    /// All of them, in an array of their own.
+    public var all: [Segment] { first.map { [$0] + rest } ?? [] }
+
+    public mutating func append(_ segment: Segment) {
+        if first == nil { first = segment } else { rest.append(segment) }
+    }
+
+    public mutating func append(contentsOf other: SegmentList) {
+        if let segment = other.first { append(segment) }
+        rest += other.rest
+    }
+
+    /// Takes the first one out; nil when there is none.
+    public mutating func takeFirst() -> Segment? {
+        let segment = first.take()
+        if !rest.isEmpty { first = rest.removeFirst() }
+        return segment
+    }
+
+    public mutating func removeAll() {
+        first = nil
+        if !rest.isEmpty { rest.removeAll(keepingCapacity: true) }
+    }
 }

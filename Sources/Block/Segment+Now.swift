@@ -15,17 +15,6 @@ extension Segment {
         }
     }
 
-    /// What follows the first `byteCount` bytes.
-    ///
-    /// - Precondition: there are as many.
-    public func dropFirst(_ byteCount: Int) -> Segment {
-        precondition(byteCount >= 0 && byteCount <= self.byteCount)
-        return switch self {
-        case .file(let file, let offset, let count): .file(file, offset: offset + UInt64(byteCount), count: count - byteCount)
-        case .zeroes(let count): .zeroes(count: count - byteCount)
-        }
-    }
-
     /// Appends the segment's bytes to `output`, which has room for them, if that can be done without waiting for a disk.
     public func readNow(into output: inout OutputRawSpan) -> Bool {
         switch self {
@@ -54,7 +43,14 @@ extension Segment {
 extension SegmentList {
     /// Whether all of them can be sent from where they lie.
     public var areAtHand: Bool {
-        for segment in segments where !segment.isAtHand { return false }
+        guard first?.isAtHand ?? true else { return false }
+        return rest.isEmpty || rest.allSatisfy { $0.isAtHand }
+    }
+
+    /// `Segment.readNow` of each. After false some of them may have been appended.
+    public func readNow(into output: inout OutputRawSpan) -> Bool {
+        guard first?.readNow(into: &output) ?? true else { return false }
+        for segment in rest where !segment.readNow(into: &output) { return false }
         return true
     }
 }

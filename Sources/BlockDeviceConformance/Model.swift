@@ -111,9 +111,9 @@ final class Model {
         segments.removeAll()
         guard let mapper else { return }
         guard mapper.mapRead(range, into: &segments) else {
-            return try laws.law(segments.segments.isEmpty, "a mapper that declines \(range) appends nothing")
+            return try laws.law(segments.isEmpty, "a mapper that declines \(range) appends nothing")
         }
-        let count = segments.segments.reduce(0) { $0 + $1.byteCount }
+        let count = segments.all.reduce(0) { $0 + $1.byteCount }
         try laws.law(UInt64(count) == range.count, "\(range) is mapped to \(count) bytes")
         // What is not there at once is awaited, which the comparison does anyway.
         guard let bytes = readNow(count) else { return }
@@ -127,7 +127,7 @@ final class Model {
         defer { unsafe memory.deallocate() }
         // SAFETY: the span is gone before the memory is, and counts what was filled.
         var output = unsafe OutputRawSpan(buffer: memory, initializedCount: 0)
-        for segment in segments.segments {
+        for segment in segments.all {
             guard segment.readNow(into: &output) else { return nil }
         }
         _ = unsafe output.finalize(for: memory)
@@ -138,12 +138,12 @@ final class Model {
         segments.removeAll()
         guard let mapper else { return }
         guard mapper.mapWrite(range, into: &segments) else {
-            return try laws.law(segments.segments.isEmpty, "a mapper that declines \(range) appends nothing")
+            return try laws.law(segments.isEmpty, "a mapper that declines \(range) appends nothing")
         }
         let bytes = randomBytes(range.count)
         var done = 0
         var isDone = true
-        for segment in segments.segments where isDone {
+        for segment in segments.all where isDone {
             isDone = segment.writeNow(from: bytes.rawBytes.extracting(done..<done + segment.byteCount))
             done += segment.byteCount
         }

@@ -10,7 +10,7 @@ internal import Synchronization
 /// from the kernel (mincore), where it tells: else each page of a large file would have to be copied once before it is sent from here.
 // SAFETY: the regions are mapped in `init` with the lengths that are kept, and unmapped in `deinit`. `known` is touched by atomic
 // operations alone; that the kernel zeroes it meanwhile (`forget`) is as good as any other order. `address` is never read.
-@safe final class FileMapping: @unchecked Sendable {
+@safe struct FileMapping: ~Copyable, @unchecked Sendable {
     static let pageByteCount: UInt64 = 4096
 
     /// What the kernel is asked about at a time; 8 words of `known`.
@@ -26,7 +26,7 @@ internal import Synchronization
     private let askedIndex: Int
     private let enteredIndex: Int
     private let passedIndex: Int
-    private let isTrusted = Atomic<Bool>(true)
+    private let isTrusted: Atomic<Bool>
 
     /// Nil when there is nothing to map, or the file lies where its mapping may not show what others write: on the network, or behind a
     /// program.
@@ -34,21 +34,23 @@ internal import Synchronization
     /// - Parameter isLocal: a disk of this host, or on a file system of its own (`FileSystem`).
     init?(_ descriptor: Int32, byteCount: UInt64, isLocal: Bool) {
         guard byteCount > 0, byteCount <= 1 << 46, isLocal else { return nil }
-        self.descriptor = descriptor
-        self.byteCount = byteCount
         let granuleCount = Int((byteCount - 1) / Self.granuleByteCount) + 1
         let wordCount = granuleCount / 64 + 1
-        askedIndex = granuleCount * 8
-        enteredIndex = askedIndex + wordCount
-        passedIndex = enteredIndex + wordCount
-        knownByteCount = (passedIndex + wordCount) * 8
+        let knownByteCount = (granuleCount * 8 + 3 * wordCount) * 8
         guard let known = unsafe chostio_zeroes(knownByteCount) else { return nil }
         guard let address = unsafe chostio_map(descriptor, Int(byteCount)) else {
             _ = unsafe chostio_unmap(known, knownByteCount)
             return nil
         }
-        unsafe self.known = known
+        self.descriptor = descriptor
+        self.byteCount = byteCount
         unsafe self.address = address
+        unsafe self.known = known
+        self.knownByteCount = knownByteCount
+        askedIndex = granuleCount * 8
+        enteredIndex = askedIndex + wordCount
+        passedIndex = enteredIndex + wordCount
+        isTrusted = Atomic(true)
     }
 
     deinit {
@@ -151,6 +153,9 @@ internal import Synchronization
         forget()
         _ = unsafe chostio_map_retire(address, Int(byteCount))
     }
+
+    /// Whether a range, which may be empty, lies in the file.
+    func contains(_ offset: UInt64, _ count: Int) -> Bool { offset <= byteCount && UInt64(count) <= byteCount - offset }
 
     /// Where a byte of the file lies, for the kernel.
     @unsafe func address(_ offset: UInt64) -> UnsafeRawPointer { unsafe address + Int(offset) }

@@ -144,8 +144,7 @@ extension HostFile {
 
     /// Whether `count` bytes from `offset` on are in memory, so that a `GatherList` may send them from there. False where that cannot be known.
     public func isAtHand(_ offset: UInt64, _ count: Int) -> Bool {
-        guard let mapping else { return false }
-        return mapping.isAtHand(offset, count) || mapping.ask(offset, count)
+        mapping?.isAtHand(offset, count) == true || mapping?.ask(offset, count) == true
     }
 
     /// Sending from memory has made somebody wait: nothing counts as at hand until it is learnt again.

@@ -1,12 +1,5 @@
-public import Block
-public import NIOCore
-
-/// A run of bytes on its way out.
-public enum OutputPiece {
-    case bytes(ByteBuffer)
-    /// Bytes that are sent from where they lie (`Transmission.sendsSegments`).
-    case segment(Segment)
-}
+import Block
+import NIOCore
 
 /// Replies on their way out, in order: small ones are written one behind the other into shared buffers, large ones keep their own, and bytes
 /// that need not be copied are only named. So one vectored send takes everything of a turn.
@@ -14,10 +7,30 @@ struct ReplyQueue {
     /// Replies up to this many bytes are worth copying.
     static let copyLimit = 8 << 10
 
+    /// Names buffers and files by number: so what is done for each piece counts no references.
     private enum Piece {
-        /// Part of a buffer, which is named by its number since the beginning.
+        /// Part of a buffer: of the one with this number since the beginning.
         case bytes(buffer: Int, start: Int, count: Int)
-        case segment(Segment)
+        /// Part of a file in `files`.
+        case file(Int, offset: UInt64, count: Int)
+        case zeroes(count: Int)
+
+        var count: Int {
+            switch self {
+            case .bytes(_, _, let count), .file(_, _, let count), .zeroes(let count): count
+            }
+        }
+
+        /// Names bytes that lie elsewhere.
+        var isSegment: Bool { if case .bytes = self { false } else { true } }
+
+        func dropFirst(_ byteCount: Int) -> Piece {
+            switch self {
+            case .bytes(let buffer, let start, let count): .bytes(buffer: buffer, start: start + byteCount, count: count - byteCount)
+            case .file(let number, let offset, let count): .file(number, offset: offset + UInt64(byteCount), count: count - byteCount)
+            case .zeroes(let count): .zeroes(count: count - byteCount)
+            }
+        }
     }
 
     var pool: BufferPool
@@ -28,6 +41,8 @@ struct ReplyQueue {
     private var buffers: [ByteBuffer] = []
     private var firstBuffer = 0
     private var isOpen = false
+    /// Files that pieces name, each once: as many as the device has, at most. Forgotten when the queue is empty.
+    private var files: [Segment.File] = []
     /// Bytes in the queue.
     private(set) var byteCount = 0
     /// Those of them that are only named, and take no memory of ours.
@@ -42,6 +57,7 @@ struct ReplyQueue {
         self.pool = pool
         pieces.reserveCapacity(64)
         buffers.reserveCapacity(8)
+        files.reserveCapacity(4)
     }
 
     /// Lets `body` append up to `room` bytes behind the last reply. What it appends is kept if it returns true.
@@ -75,34 +91,47 @@ struct ReplyQueue {
         added(buffer: firstBuffer + buffers.count - 1, start: reply.readerIndex, count: count)
     }
 
-    mutating func append(_ segments: SegmentList) {
-        for segment in segments.segments { append(segment) }
+    /// Takes them out of their list.
+    mutating func append(takenFrom segments: inout SegmentList) {
+        while let segment = segments.takeFirst() { append(segment) }
     }
 
     /// Replaces bytes that are only named by copies, as far as they are in memory.
     mutating func copySegments() {
         var copy = ReplyQueue(pool: pool)
         for piece in pieces[head...] {
+            let segment: Segment
             switch piece {
             case .bytes(let number, let start, let count):
                 if let slice = buffers[number - firstBuffer].getSlice(at: start, length: count) { copy.append(slice) }
-            case .segment(let segment):
-                let isCopied = copy.append(room: segment.byteCount) { buffer in
-                    var isComplete = false
-                    buffer.writeWithOutputRawSpan(minimumWritableBytes: segment.byteCount) { isComplete = segment.readNow(into: &$0) }
-                    return isComplete
-                }
-                if !isCopied { copy.append(segment) }
+                continue
+            case .file(let number, let offset, let count): segment = .file(files[number], offset: offset, count: count)
+            case .zeroes(let count): segment = .zeroes(count: count)
             }
+            let isCopied = copy.append(room: segment.byteCount) { buffer in
+                var isComplete = false
+                buffer.writeWithOutputRawSpan(minimumWritableBytes: segment.byteCount) { isComplete = segment.readNow(into: &$0) }
+                return isComplete
+            }
+            if !isCopied { copy.append(segment) }
         }
         copy.taken = taken
         self = copy
     }
 
     private mutating func append(_ segment: Segment) {
-        pieces.append(.segment(segment))
+        switch segment {
+        case .file(let file, let offset, let count): pieces.append(.file(number(of: file), offset: offset, count: count))
+        case .zeroes(let count): pieces.append(.zeroes(count: count))
+        }
         byteCount += segment.byteCount
         segmentByteCount += segment.byteCount
+    }
+
+    private mutating func number(of file: Segment.File) -> Int {
+        if let number = files.firstIndex(where: { $0 === file }) { return number }
+        files.append(file)
+        return files.count - 1
     }
 
     private mutating func added(buffer: Int, start: Int, count: Int) {
@@ -141,16 +170,39 @@ struct ReplyQueue {
 
     // MARK: Out, the other way: shown, and dropped as it is sent
 
-    /// Shows the pieces in order, until `body` returns false.
-    func forEachPiece(_ body: (OutputPiece, Range<Int>) -> Bool) {
-        for piece in pieces[head...] {
-            let goesOn =
-                switch piece {
-                case .bytes(let number, let start, let count): body(.bytes(buffers[number - firstBuffer]), start..<start + count)
-                case .segment(let segment): body(.segment(segment), 0..<segment.byteCount)
-                }
-            if !goesOn { return }
+    /// Shows the pieces in order, until the sink has enough.
+    func show(to sink: inout some OutputSink & ~Copyable) {
+        var index = head
+        var goesOn = true
+        while goesOn, index < pieces.count {
+            if case .bytes(let number, _, _) = pieces[index] {
+                goesOn = show(from: &index, number, buffers[number - firstBuffer], to: &sink)
+            } else {
+                goesOn = show(from: &index, -1, ByteBuffer(), to: &sink)
+            }
         }
+    }
+
+    /// Shows the pieces up to one that names another buffer.
+    private func show(from index: inout Int, _ number: Int, _ buffer: ByteBuffer, to sink: inout some OutputSink & ~Copyable) -> Bool {
+        let bytes = buffer.readableBytesSpan
+        let first = buffer.readerIndex
+        var file: (number: Int, file: Segment.File)?
+        while index < pieces.count {
+            switch pieces[index] {
+            case .bytes(number, let start, let count):
+                guard sink.append(bytes.extracting(start - first..<start - first + count)) else { return false }
+            case .bytes:
+                return true
+            case .file(let number, let offset, let count):
+                if file?.number != number { file = (number, files[number]) }
+                guard let file, sink.append(file.file, offset: offset, count: count) else { return false }
+            case .zeroes(let count):
+                guard sink.append(zeroes: count) else { return false }
+            }
+            index += 1
+        }
+        return true
     }
 
     /// Forgets the first bytes of the queue: they are sent.
@@ -159,21 +211,13 @@ struct ReplyQueue {
         byteCount -= count
         var rest = count
         while rest > 0 {
-            switch pieces[head] {
-            case .bytes(let number, let start, let length):
-                if rest < length {
-                    pieces[head] = .bytes(buffer: number, start: start + rest, count: length - rest)
-                    return compact()
-                }
-                rest -= length
-            case .segment(let segment):
-                let length = segment.byteCount
-                segmentByteCount -= min(rest, length)
-                if rest < length {
-                    pieces[head] = .segment(segment.dropFirst(rest))
-                    return compact()
-                }
-                rest -= length
+            let piece = pieces[head]
+            let length = min(rest, piece.count)
+            rest -= length
+            if piece.isSegment { segmentByteCount -= length }
+            guard length == piece.count else {
+                pieces[head] = piece.dropFirst(length)
+                return compact()
             }
             head += 1
         }
@@ -203,6 +247,7 @@ struct ReplyQueue {
         firstBuffer += buffers.count
         buffers.removeAll(keepingCapacity: true)
         pieces.removeAll(keepingCapacity: true)
+        files.removeAll(keepingCapacity: true)
         head = 0
         isOpen = false
         byteCount = 0

@@ -22,7 +22,9 @@ extension Transmission {
         case .header:
             return decodeHeader()
         case .admission(let intake, let header):
-            return !isPaused && admit(intake, header)
+            guard !isPaused else { return false }
+            stage = .header
+            return admit(intake, header)
         case .collecting(let intake, let header, var payload, let missing):
             guard missing == 0 else {
                 stage = .ended  // so that the buffer has one owner while it grows
@@ -100,7 +102,6 @@ extension Transmission {
             stage = .admission(intake, header)
             return false
         }
-        stage = .header
         expectsLongPayload = false
         switch intake {
         case .collect(_, let byteCount), .collectFilter(_, let byteCount):
@@ -111,7 +112,7 @@ extension Transmission {
                 stage = .collecting(intake, header, pool.take(byteCount + byteCountBehind(byteCount)), missing: byteCount)
             }
         default:
-            start(intake, header, ByteBuffer())
+            start(intake, header, nil)
         }
         return true
     }
@@ -138,7 +139,7 @@ extension Transmission {
     }
 
     /// All bytes of the request are here and its memory is taken.
-    private mutating func start(_ intake: RequestRules.Intake, _ header: RequestHeader, _ payload: ByteBuffer) {
+    private mutating func start(_ intake: RequestRules.Intake, _ header: RequestHeader, _ payload: ByteBuffer?) {
         switch intake {
         case .run(let request):
             run(request, payload, cost: Self.cost(request))
@@ -149,6 +150,7 @@ extension Transmission {
             }
             run(request, payload, cost: byteCount)
         case .collectFilter(_, let byteCount):
+            guard let payload else { break }  // never: it was collected
             lease.release(byteCount)
             switch rules.filtered(header, payload.readableBytesSpan) {
             case .success(let request):
@@ -164,18 +166,18 @@ extension Transmission {
         }
     }
 
-    private mutating func run(_ request: RequestRules.Request, _ payload: ByteBuffer, cost: Int) {
+    private mutating func run(_ request: RequestRules.Request, _ payload: ByteBuffer?, cost: Int) {
         if trace != nil, rules.isMisaligned(request) {
             trace?(.alignCompliance(request.command, offset: request.offset, length: request.count, alignment: rules.minimumBlock))
         }
-        if let mapper, runNow(request, payload, cost: cost, mapper) { return }
+        if mapper != nil, runNow(request, payload, cost: cost) { return }
         requestsInFlight += 1
         var awaited = AwaitedRequest(
-            request: request, payload: payload.withoutMuchAround, cost: cost, device: device,
+            request: request, payload: payload?.withoutMuchAround ?? ByteBuffer(), cost: cost, device: device,
             sources: request.command == .blockStatus ? sources : [:], mode: rules.mode,
             chunkByteCountLimit: UInt64(session.export.blockSizes.maximumPayload), trace: trace)
         // Where `runNow` found it: a place that stays, without asking the mapper again.
-        if placesAreFixed, awaited.isPlainRead, segments.segments.count == 1 { awaited.place = segments.segments[0] }
+        if placesAreFixed, awaited.isPlainRead { awaited.place = segments.only }
         work.append(awaited)
     }
 

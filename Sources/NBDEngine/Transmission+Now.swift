@@ -8,7 +8,7 @@ extension Transmission {
     static let nowByteCountLimit: UInt64 = 1 << 20
 
     /// Carries out a request at once if the device says where its bytes lie and they are at hand; otherwise nothing has happened.
-    mutating func runNow(_ request: RequestRules.Request, _ payload: ByteBuffer, cost: Int, _ mapper: any RangeMapper) -> Bool {
+    mutating func runNow(_ request: RequestRules.Request, _ payload: ByteBuffer?, cost: Int) -> Bool {
         segments.removeAll()
         guard request.count > 0, request.count <= min(Self.nowByteCountLimit, UInt64(session.export.blockSizes.maximumPayload)),
             let range = ByteRange(start: request.offset, count: request.count)
@@ -16,19 +16,19 @@ extension Transmission {
         let encoder = ReplyEncoder(mode: rules.mode, cookie: request.cookie, offset: request.offset, trace: trace)
         let before = replies.memoryByteCount
         // What was mapped is used now or in the queue of replies, which says when it has left.
-        defer { if !replies.hasSegments { mapper.released() } }
+        defer { if !replies.hasSegments { mapper?.released() } }
         switch request.command {
         case .read where request.flags.subtracting(.df).isEmpty:
             // Bytes at hand are sent as data without asking for holes: a hole that nobody has read is not at hand.
-            guard mapper.mapRead(range, into: &segments) else { return false }
+            guard mapper?.mapRead(range, into: &segments) == true else { return false }
             let count = Int(request.count)
             guard sendNow(count, encoder) || readNow(count, encoder) else { return false }
             if trace != nil { encoder.traceData(position: encoder.offset, count: count) }
         case .write where request.flags.subtracting(.payloadLength).isEmpty:
             if request.count >= writePolicy.taskFloor, requestsInFlight < writePolicy.taskLimit { return false }
-            guard mapper.mapWrite(range, into: &segments) else { return false }
+            guard let payload, mapper?.mapWrite(range, into: &segments) == true else { return false }
             let isWritten = writeNow(payload)
-            mapper.didWrite(range)
+            mapper?.didWrite(range)
             guard isWritten else { return false }
             noteWritten(payload.readableBytes)
             replies.append(room: ChunkHeader.byteCount(.extended)) {
@@ -50,7 +50,7 @@ extension Transmission {
             encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &buffer)
             return true
         }
-        replies.append(segments)
+        replies.append(takenFrom: &segments)
         return true
     }
 
@@ -62,8 +62,7 @@ extension Transmission {
             var isComplete = false
             buffer.writeWithOutputRawSpan(minimumWritableBytes: byteCount) { output in
                 encoder.dataHeader(position: encoder.offset, count: count, isLast: true, into: &output)
-                for segment in segments.segments where !segment.readNow(into: &output) { return }
-                isComplete = output.byteCount == byteCount
+                isComplete = segments.readNow(into: &output) && output.byteCount == byteCount
             }
             return isComplete
         }
@@ -89,10 +88,10 @@ extension Transmission {
 
     private func writeNow(_ payload: ByteBuffer) -> Bool {
         // One segment only. A write that stops half-way is repeated in full by the slow path, with the same bytes at the same place.
-        guard segments.segments.count == 1 else { return false }
+        guard let segment = segments.only else { return false }
         guard payload.readableBytes < writePolicy.exclusiveFloor else {
-            return writeTurns.take { segments.segments[0].writeNow(from: payload.readableBytesSpan) }
+            return writeTurns.take { segment.writeNow(from: payload.readableBytesSpan) }
         }
-        return segments.segments[0].writeNow(from: payload.readableBytesSpan)
+        return segment.writeNow(from: payload.readableBytesSpan)
     }
 }

@@ -20,7 +20,7 @@ public struct TransmissionLimits: Equatable, Sendable {
 ///
 /// - pass what arrives to `receive`, and `endOfInput` when the client has closed its side; read only while `wantsBytes`;
 /// - start a task for each request in `takeWork()`, and pass its result to `complete`, on the loop; or read what its `place` names;
-/// - send `takeOutput()` in order, and call `didSend` when that has left the process; or send what `forEachOutput` shows, and call `dropOutput`;
+/// - send `takeOutput()` in order, and call `didSend` when that has left the process; or send what `showOutput` shows, and call `dropOutput`;
 /// - when `isFinished` and everything is sent, close; when the connection is lost, call `abandon()`.
 ///
 /// Requests that arrived together are decoded before anything is sent, up to 256 KiB of replies or 32 KiB written at a time (`shouldSend`);
@@ -49,7 +49,7 @@ public struct Transmission: ~Copyable {
     private(set) var pool: BufferPool
     var replies: ReplyQueue
     /// The shell sends bytes from where they lie: a READ of what is at hand (`Segment.isAtHand`) is answered without a copy. Such a shell uses
-    /// `forEachOutput`.
+    /// `showOutput`.
     let sendsSegments: Bool
     /// What lies in files may be sent by reference (`RangeMapper.placesAreFixed`).
     public let placesAreFixed: Bool
@@ -246,13 +246,13 @@ public struct Transmission: ~Copyable {
         return replies.take()
     }
 
-    /// Shows replies to be sent, in order, until `body` returns false: the given part of each piece.
-    public func forEachOutput(_ body: (OutputPiece, Range<Int>) -> Bool) { replies.forEachPiece(body) }
+    /// Shows replies to be sent, in order, until the sink has enough.
+    public func showOutput(to sink: inout some OutputSink & ~Copyable) { replies.show(to: &sink) }
 
-    /// Bytes of replies that `forEachOutput` shows.
+    /// Bytes of replies that `showOutput` shows.
     public var outputByteCount: Int { replies.byteCount }
 
-    /// The first bytes of what `forEachOutput` showed have left the process. Call `proceed()` when no more can be sent now.
+    /// The first bytes of what `showOutput` showed have left the process. Call `proceed()` when no more can be sent now.
     public mutating func dropOutput(_ byteCount: Int) {
         guard !isAbandoned else { return }
         let before = replies.memoryByteCount

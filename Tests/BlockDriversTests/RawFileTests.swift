@@ -86,7 +86,7 @@ import Glibc
             let mapper = try #require(device.makeMapper())
             let maps = mapper.mapWrite(range(0, 10), into: &segments)
             #expect(!maps)
-            #expect(segments.segments.isEmpty)
+            #expect(segments.isEmpty)
             await device.close()
         }
     }

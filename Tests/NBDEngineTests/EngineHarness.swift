@@ -5,6 +5,32 @@ import Synchronization
 
 @testable import NBDEngine
 
+/// Takes what a shell would send.
+struct CollectingSink: OutputSink {
+    /// Enough; what came with the last piece is there all the same.
+    var limit = Int.max
+    private(set) var bytes: [UInt8] = []
+    /// Bytes that were only named.
+    private(set) var segmentByteCount = 0
+
+    mutating func append(_ bytes: RawSpan) -> Bool {
+        self.bytes += bytes.byteOffsets.map { bytes.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
+        return self.bytes.count < limit
+    }
+
+    mutating func append(_ file: Segment.File, offset: UInt64, count: Int) -> Bool { append(.file(file, offset: offset, count: count)) }
+
+    mutating func append(zeroes count: Int) -> Bool { append(.zeroes(count: count)) }
+
+    private mutating func append(_ segment: Segment) -> Bool {
+        segmentByteCount += segment.byteCount
+        var buffer = ByteBuffer()
+        buffer.writeWithOutputRawSpan(minimumWritableBytes: segment.byteCount) { output in _ = segment.readNow(into: &output) }
+        precondition(buffer.readableBytes == segment.byteCount, "what was at hand is gone")
+        return append(buffer.readableBytesSpan)
+    }
+}
+
 /// Plays the shell around a `Transmission`: bytes in, tasks run, replies parsed byte by byte by an independent little parser.
 final class EngineHarness {
     let device: ScriptedDevice
@@ -106,15 +132,9 @@ final class EngineHarness {
             return
         }
         while transmission.outputByteCount > 0 {
-            var sent: [UInt8] = []
-            transmission.forEachOutput { piece, part in
-                switch piece {
-                case .bytes(let buffer): sent += buffer.getBytes(at: part.lowerBound, length: part.count) ?? []
-                case .segment(let segment): sent += bytes(of: segment)
-                }
-                return sent.count < sendLimit
-            }
-            sent = Array(sent.prefix(sendLimit))
+            var sink = CollectingSink(limit: sendLimit)
+            transmission.showOutput(to: &sink)
+            let sent = Array(sink.bytes.prefix(sendLimit))
             output += sent
             transmission.dropOutput(sent.count)
             transmission.proceed()
@@ -122,12 +142,6 @@ final class EngineHarness {
         }
     }
 
-    private func bytes(of segment: Segment) -> [UInt8] {
-        var buffer = ByteBuffer()
-        buffer.writeWithOutputRawSpan(minimumWritableBytes: segment.byteCount) { output in _ = segment.readNow(into: &output) }
-        precondition(buffer.readableBytes == segment.byteCount, "what was at hand is gone")
-        return Array(buffer.readableBytesView)
-    }
 
     /// Everything sent so far has left.
     func acknowledge(_ byteCount: Int) {

@@ -146,14 +146,9 @@ private final class CountingDevice: BlockDevice {
         let isQuiet = transmission.isQuiet
         #expect(isQuiet)
         #expect(transmission.outputByteCount == byteCount - 1000)
-        var hasSegments = false
-        var sent = 0
-        transmission.forEachOutput { piece, part in
-            if case .segment = piece { hasSegments = true }
-            sent += part.count
-            return true
-        }
-        #expect(!hasSegments && sent == byteCount - 1000)
+        var sink = CollectingSink()
+        transmission.showOutput(to: &sink)
+        #expect(sink.segmentByteCount == 0 && sink.bytes.count == byteCount - 1000)
     }
 
     // S-BLK-23

@@ -40,13 +40,10 @@ import Testing
     }
 
     private static func takeOutput(_ transmission: inout Transmission) -> [UInt8] {
-        var output: [UInt8] = []
-        transmission.forEachOutput { piece, part in
-            if case .bytes(let buffer) = piece { output += buffer.getBytes(at: part.lowerBound, length: part.count) ?? [] }
-            return true
-        }
-        transmission.dropOutput(output.count)
-        return output
+        var sink = CollectingSink()
+        transmission.showOutput(to: &sink)
+        transmission.dropOutput(sink.bytes.count)
+        return sink.bytes
     }
 
     @Test(arguments: [ReplyMode.simple, .structured, .extended], [CommandFlags(), .df])

@@ -145,7 +145,7 @@ import Testing
 
     private func bytes(of segments: SegmentList) -> [UInt8] {
         var result: [UInt8] = []
-        for segment in segments.segments {
+        for segment in segments.all {
             let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: segment.byteCount, alignment: 16)
             defer { memory.deallocate() }
             var output = OutputRawSpan(buffer: memory, initializedCount: 0)
@@ -165,12 +165,12 @@ import Testing
         let range = try #require(ByteRange(start: 1000, count: 4096))
         #expect(!mapper.mapWrite(range, into: &segments))
         try await fill(image, 0, 65536, 1)
-        #expect(mapper.mapWrite(range, into: &segments) && segments.segments.count == 1)
+        #expect(mapper.mapWrite(range, into: &segments) && segments.only != nil)
         mapper.didWrite(range)
         mapper.released()
         segments.removeAll()
         try await image.writeZeroes(#require(ByteRange(start: 0, count: 65536)), [])
-        #expect(!mapper.mapWrite(range, into: &segments) && segments.segments.isEmpty)
+        #expect(!mapper.mapWrite(range, into: &segments) && segments.isEmpty)
         await image.close()
     }
 

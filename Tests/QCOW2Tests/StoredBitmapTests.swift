@@ -286,7 +286,7 @@ private final class ToldDevice: ResizableDevice {
         #expect(mapper.mapWrite(range, into: &segments))
         mapper.didWrite(range)
         mapper.released()
-        guard case .file(_, let offset, let count)? = segments.segments.first else { return #expect(Bool(false)) }
+        guard case .file(_, let offset, let count)? = segments.first else { return #expect(Bool(false)) }
         #expect(device.told == [try #require(ByteRange(start: offset, count: UInt64(count)))])
         await image.close()
     }

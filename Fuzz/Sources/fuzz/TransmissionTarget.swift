@@ -110,15 +110,11 @@ private struct TransmissionRun: ~Copyable {
                 if isSharing {
                     // A long reply does not leave byte by byte: that would take minutes.
                     let limit = max(random.pieceByteCount(fragmentation), engine.outputByteCount / 64)
-                    var sent: [UInt8] = []
-                    engine.forEachOutput { piece, part in
-                        guard case .bytes(let buffer) = piece else { preconditionFailure("nobody asked for segments") }
-                        sent += buffer.getBytes(at: part.lowerBound, length: min(part.count, limit - sent.count)) ?? []
-                        return sent.count < limit
-                    }
-                    received += sent
+                    var sink = Sink(limit: limit)
+                    engine.showOutput(to: &sink)
+                    received += sink.bytes
                     decode()
-                    engine.dropOutput(sent.count)
+                    engine.dropOutput(sink.bytes.count)
                     engine.proceed()
                 } else {
                     let buffer = output.removeFirst()
@@ -225,4 +221,20 @@ private struct TransmissionRun: ~Copyable {
         // S-CVE-23: nor at the very end.
         precondition(position <= FuzzDevice.byteCount, "extents beyond the end (P-CMD-BST-4)")
     }
+}
+
+/// Takes so many bytes and no more.
+private struct Sink: OutputSink {
+    let limit: Int
+    private(set) var bytes: [UInt8] = []
+
+    init(limit: Int) { self.limit = limit }
+
+    mutating func append(_ bytes: RawSpan) -> Bool {
+        for index in bytes.byteOffsets.prefix(limit - self.bytes.count) { self.bytes.append(unsafe bytes.unsafeLoad(fromByteOffset: index, as: UInt8.self)) }
+        return self.bytes.count < limit
+    }
+
+    mutating func append(_ file: Segment.File, offset: UInt64, count: Int) -> Bool { preconditionFailure("nobody asked for segments") }
+    mutating func append(zeroes count: Int) -> Bool { preconditionFailure("nobody asked for segments") }
 }

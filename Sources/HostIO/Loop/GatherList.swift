@@ -10,7 +10,7 @@ internal import SystemPackage
 /// A list does not keep alive what it points to: it lives from `removeAll` to the send in one turn of a loop, while the owner of the bytes
 /// leaves them where they are.
 // SAFETY: `parts` has `partLimit` entries and `zeroes` its count, for as long as the list lives; entries beyond `count` are never read.
-@safe public final class GatherList {
+@safe public struct GatherList: ~Copyable {
     /// As many as the kernel takes at once (IOV_MAX).
     public static let partLimit = 1024
 
@@ -47,7 +47,7 @@ internal import SystemPackage
     }
 
     /// - Parameter refersToPages: long pieces of files may be sent by reference. Needs a socket that never waits, and a thread without SIGPIPE.
-    public func removeAll(refersToPages: Bool = false) {
+    public mutating func removeAll(refersToPages: Bool = false) {
         self.refersToPages = refersToPages
         tail = nil
         hasLongPieces = false
@@ -69,30 +69,29 @@ internal import SystemPackage
     }
 
     /// Each `append` returns false when not all of it found room: the rest is for the next call.
-    public func append(_ bytes: RawSpan) -> Bool {
+    public mutating func append(_ bytes: RawSpan) -> Bool {
         guard bytes.byteCount > 0 else { return true }
         // SAFETY: the address is used under the rule of this type.
         return unsafe bytes.withUnsafeBytes { bytes in unsafe append(bytes.baseAddress, bytes.count) }
     }
 
     /// Bytes of a file that are at hand (`HostFile.isAtHand`).
-    public func append(_ file: HostFile, offset: UInt64, count: Int) -> Bool {
-        guard let mapping = file.mapping, offset <= mapping.byteCount, UInt64(count) <= mapping.byteCount - offset else { return false }
-        guard !isFull else { return false }
+    public mutating func append(_ file: HostFile, offset: UInt64, count: Int) -> Bool {
+        guard !isFull, file.mapping?.contains(offset, count) == true else { return false }
         if files.last !== file { files.append(file) }
         let isLong = count >= Self.referenceFloor
         if isLong { hasLongPieces = true }
         if refersToPages, isLong {
-            mapping.pass(offset, count)
+            file.mapping?.pass(offset, count)
             tail = (file, offset, count)
             byteCount += count
             return false
         }
-        mapping.enter(offset, count)
-        return unsafe append(mapping.address(offset), count)
+        file.mapping?.enter(offset, count)
+        return unsafe append(file.mapping?.address(offset), count)
     }
 
-    public func append(zeroes count: Int) -> Bool {
+    public mutating func append(zeroes count: Int) -> Bool {
         var rest = count
         while rest > 0 {
             let length = unsafe min(rest, zeroes.count)
@@ -102,7 +101,7 @@ internal import SystemPackage
         return true
     }
 
-    private func append(_ address: UnsafeRawPointer?, _ length: Int) -> Bool {
+    private mutating func append(_ address: UnsafeRawPointer?, _ length: Int) -> Bool {
         guard !isFull else { return false }
         // SAFETY: there is room; the kernel reads the memory, though the type of `iovec` would allow more.
         unsafe parts[count] = iovec(iov_base: UnsafeMutableRawPointer(mutating: address), iov_len: length)
@@ -112,7 +111,7 @@ internal import SystemPackage
     }
 
     /// Sends what fits. Returns how many bytes that were, or a negated errno; after EFAULT the files are not sent from memory again so easily.
-    func send(on descriptor: Int32) -> Int {
+    mutating func send(on descriptor: Int32) -> Int {
         var result = 0
         if count > 0 { result = Int(unsafe chostio_send(descriptor, parts, Int32(count), tail != nil)) }
         if let tail, result == byteCount - tail.count {
@@ -131,7 +130,7 @@ internal import SystemPackage
     }
 
     /// The call waits for pages that are not in memory any more, and nobody says so: so it is looked at now and then what it has read.
-    private func sendTail(_ file: HostFile, _ offset: UInt64, _ count: Int, on descriptor: Int32) -> Int {
+    private mutating func sendTail(_ file: HostFile, _ offset: UInt64, _ count: Int, on descriptor: Int32) -> Int {
         tailCount &+= 1
         let isLookedAt = count >= Self.lookFloor || tailCount % 16 == 0
         let before = isLookedAt ? chostio_blocks_read() : 0

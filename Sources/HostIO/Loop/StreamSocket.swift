@@ -51,7 +51,7 @@ public final class StreamSocket: Sendable {
     }
 
     /// Sends what fits of the list.
-    public func send(_ list: GatherList) -> Outcome {
+    public func send(_ list: inout GatherList) -> Outcome {
         guard list.byteCount > 0 else { return .bytes(0) }
         return outcome(list.send(on: descriptor), "send")
     }

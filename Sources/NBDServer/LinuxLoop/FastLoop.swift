@@ -10,7 +10,7 @@ final class FastLoop: @unchecked Sendable {
     final class Shared {
         /// Where bytes arrive. The transmission says how much room there is to be.
         var inbox = ByteBuffer()
-        let outbox = GatherList()
+        var outbox = GatherList()
         let pool = BufferPool()
         /// Bytes of sends with long pieces that `transfers` does not know of yet.
         fileprivate var unnotedByteCount = 0

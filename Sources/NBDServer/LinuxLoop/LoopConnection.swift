@@ -1,6 +1,6 @@
 import Block
-import HostIO
-import NBDEngine
+public import HostIO
+public import NBDEngine
 import NBDProtocol
 import NIOCore
 
@@ -227,25 +227,15 @@ final class LoopConnection: LoopClient, ConnectionFace {
     func flush() {
         while hasRoom, let shell, shell.transmission.outputByteCount > 0 {
             let shared = loop.shared
-            let outbox = shared.outbox
-            outbox.removeAll(refersToPages: shell.transmission.placesAreFixed && loop.transfers.isFirst)
-            shell.transmission.forEachOutput { piece, part in
-                switch piece {
-                case .bytes(let buffer): outbox.append(buffer.bytes(part))
-                case .segment(.file(let file, let offset, let count)): outbox.append(file, offset: offset, count: count)
-                case .segment(.zeroes(let count)): outbox.append(zeroes: count)
-                }
-            }
-            guard outbox.byteCount > 0 else { return end() }  // never: what is at hand has an address
-            switch socket.send(outbox) {
+            gather(shell, &shared.outbox)
+            guard shared.outbox.byteCount > 0 else { return end() }  // never: what is at hand has an address
+            switch socket.send(&shared.outbox) {
             case .bytes(let byteCount):
+                if byteCount < shared.outbox.byteCount { waitForRoom() }
+                if shared.outbox.hasFiles { lookForFaults(shared) }
+                if shared.outbox.hasLongPieces, shell.transmission.placesAreFixed { loop.noteTransfer(byteCount) }
                 shell.transmission.dropOutput(byteCount)
                 shell.noteProgress(byteCount)
-                if outbox.hasFiles { lookForFaults(outbox) }
-                if shell.transmission.placesAreFixed, outbox.hasLongPieces {
-                    loop.noteTransfer(byteCount)
-                }
-                if byteCount < outbox.byteCount { waitForRoom() }
             case .wouldBlock:
                 waitForRoom()
             case .ended:
@@ -258,21 +248,25 @@ final class LoopConnection: LoopClient, ConnectionFace {
         }
     }
 
+    private func gather(_ shell: TransmissionShell, _ outbox: inout GatherList) {
+        outbox.removeAll(refersToPages: shell.transmission.placesAreFixed && loop.transfers.isFirst)
+        shell.transmission.showOutput(to: &outbox)
+    }
+
     private func waitForRoom() {
         hasRoom = false
         if let id { loop.host.watchOutput(id, socket, true) }
     }
 
     /// A page that was believed to be in memory, and was not, has kept everybody waiting.
-    private func lookForFaults(_ outbox: GatherList) {
-        if outbox.hasWaited { outbox.forgetWhatIsAtHand() }
-        let shared = loop.shared
+    private func lookForFaults(_ shared: FastLoop.Shared) {
+        if shared.outbox.hasWaited { shared.outbox.forgetWhatIsAtHand() }
         shared.sendCount &+= 1
-        guard outbox.byteCount >= 128 << 10 || shared.sendCount % 16 == 0 else { return }
+        guard shared.outbox.byteCount >= 128 << 10 || shared.sendCount % 16 == 0 else { return }
         let count = loop.host.majorFaultCount
         guard count != shared.majorFaultCount else { return }
         shared.majorFaultCount = count
-        outbox.forgetWhatIsAtHand()
+        shared.outbox.forgetWhatIsAtHand()
     }
 
     func close(_ violation: ProtocolViolation?) {
@@ -302,10 +296,4 @@ extension WritePolicy {
     }
 }
 
-extension ByteBuffer {
-    /// Bytes by their index.
-    @_lifetime(borrow self)
-    fileprivate borrowing func bytes(_ part: Range<Int>) -> RawSpan {
-        readableBytesSpan.extracting(part.lowerBound - readerIndex..<part.upperBound - readerIndex)
-    }
-}
+extension GatherList: OutputSink {}

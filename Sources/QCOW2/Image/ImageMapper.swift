@@ -44,7 +44,7 @@ final class ImageMapper: RangeMapper {
             guard map(run, part, into: &pieces) else { return false }
             rest = rest.dropFirst(part.count)
         }
-        for piece in pieces.segments { segments.append(piece) }
+        segments.append(contentsOf: pieces)
         return true
     }
 
