@@ -1,6 +1,7 @@
 public import Block
 public import NBDProtocol
 public import NIOCore
+internal import Synchronization
 
 /// What one client may have in flight.
 public struct TransmissionLimits: Equatable, Sendable {
@@ -35,6 +36,8 @@ public struct Transmission: ~Copyable {
         case ended
     }
 
+    /// With this the type is used where it is: of others the compiler makes a copy, of 700 bytes, for each look from another module.
+    private let pin = Atomic<UInt8>(0)
     public let session: Session
     let rules: RequestRules
     let device: any BlockDevice

@@ -34,6 +34,7 @@ final class TransmissionShell {
     /// Knows the time.
     private let clock: any EventLoop
     private unowned let face: any ConnectionFace
+    private let place: LoopBound<Place>
     private var watch = ProgressWatch()
     private var isWatching = false
     private var isFarewellScheduled = false
@@ -60,13 +61,14 @@ final class TransmissionShell {
         var limits = TransmissionLimits()
         limits.requestLimit = max(1, environment.configuration.requestLimit)
         limits.byteCountLimit = environment.configuration.connectionMemoryLimit
-        let shell = WeakBox<TransmissionShell>()
-        let bound = LoopBound(shell, loop)
+        let place = Place()
+        let bound = LoopBound(place, loop)
+        self.place = bound
         transmission = Transmission(
             session: session, device: export.device, sources: export.sources, limits: limits, budget: environment.budget, pool: pool,
             sendsSegments: sendsSegments, writeTurns: gate.writeTurns,
-            trace: environment.tracer(for: identity), wake: { bound.execute { $0.object?.memoryGranted() } })
-        shell.object = self
+            trace: environment.tracer(for: identity), wake: { bound.execute { $0.shell?.memoryGranted() } })
+        place.shell = self
         let me = LoopBound(self, loop)
         let (id, isPaused) = gate.join(
             ExportGate.Member(
@@ -82,6 +84,7 @@ final class TransmissionShell {
     func end() {
         guard !isOver else { return }
         isOver = true
+        place.value.shell = nil
         transmission.abandon()
         environment.attachmentChanged(false)
         reportIfQuiet()
@@ -232,13 +235,10 @@ final class TransmissionShell {
     private var isAwaitingPeer: Bool { transmission.isMidMessage && !transmission.isPaused || unsentByteCount > 0 }
 
     private func after(_ time: TimeAmount, _ body: @escaping @Sendable (TransmissionShell) -> Void) {
-        let shell = WeakBox<TransmissionShell>()
-        shell.object = self
-        let bound = LoopBound(shell, loop)
+        let place = place
         clock.scheduleTask(in: time) {
-            bound.execute { box in
-                guard let shell = box.object, !shell.isOver else { return }
-                body(shell)
+            place.execute { place in
+                if let shell = place.shell { body(shell) }
             }
         }
     }
@@ -268,7 +268,7 @@ final class TransmissionShell {
     }
 }
 
-/// Names an object without keeping it.
-private final class WeakBox<Object: AnyObject> {
-    weak var object: Object?
+/// Leads to a shell until its connection is gone. A weak reference would do that, too; but whatever has one counts all its references slowly.
+private final class Place {
+    var shell: TransmissionShell?
 }
