@@ -62,11 +62,12 @@ public struct SegmentList {
         rest += other.rest
     }
 
-    /// Takes the first one out; nil when there is none.
-    public mutating func takeFirst() -> Segment? {
-        let segment = first.take()
-        if !rest.isEmpty { first = rest.removeFirst() }
-        return segment
+    /// Hands all of them over, in order: none is left.
+    public mutating func takeAll(_ body: (consuming Segment) -> Void) {
+        if let segment = first.take() { body(segment) }
+        guard !rest.isEmpty else { return }
+        for segment in rest { body(segment) }
+        rest.removeAll(keepingCapacity: true)
     }
 
     public mutating func removeAll() {

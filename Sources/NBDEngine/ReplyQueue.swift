@@ -93,7 +93,7 @@ struct ReplyQueue {
 
     /// Takes them out of their list.
     mutating func append(takenFrom segments: inout SegmentList) {
-        while let segment = segments.takeFirst() { append(segment) }
+        segments.takeAll { append($0) }
     }
 
     /// Replaces bytes that are only named by copies, as far as they are in memory.
