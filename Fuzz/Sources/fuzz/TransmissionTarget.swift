@@ -112,9 +112,9 @@ private struct TransmissionRun: ~Copyable {
                     let limit = max(random.pieceByteCount(fragmentation), engine.outputByteCount / 64)
                     var sink = Sink(limit: limit)
                     engine.showOutput(to: &sink)
-                    received += sink.bytes
+                    received += sink.bytes.readableBytesView
                     decode()
-                    engine.dropOutput(sink.bytes.count)
+                    engine.dropOutput(sink.bytes.readableBytes)
                     engine.proceed()
                 } else {
                     let buffer = output.removeFirst()
@@ -226,13 +226,13 @@ private struct TransmissionRun: ~Copyable {
 /// Takes so many bytes and no more.
 private struct Sink: OutputSink {
     let limit: Int
-    private(set) var bytes: [UInt8] = []
+    private(set) var bytes = ByteBuffer()
 
     init(limit: Int) { self.limit = limit }
 
     mutating func append(_ bytes: RawSpan) -> Bool {
-        for index in bytes.byteOffsets.prefix(limit - self.bytes.count) { self.bytes.append(unsafe bytes.unsafeLoad(fromByteOffset: index, as: UInt8.self)) }
-        return self.bytes.count < limit
+        self.bytes.writeBytes(bytes.extracting(first: limit - self.bytes.readableBytes))
+        return self.bytes.readableBytes < limit
     }
 
     mutating func append(_ file: Segment.File, offset: UInt64, count: Int) -> Bool { preconditionFailure("nobody asked for segments") }
