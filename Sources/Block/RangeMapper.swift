@@ -30,6 +30,7 @@ extension RangeMapper {
 
 /// Where a run of a device's bytes lies.
 public enum Segment: Sendable {
+    /// For those who name it and do not open it.
     public typealias File = HostFile
 
     /// `count` bytes of a host file from `offset` on.

@@ -127,9 +127,7 @@ final class Model {
         defer { unsafe memory.deallocate() }
         // SAFETY: the span is gone before the memory is, and counts what was filled.
         var output = unsafe OutputRawSpan(buffer: memory, initializedCount: 0)
-        for segment in segments.all {
-            guard segment.readNow(into: &output) else { return nil }
-        }
+        guard segments.readNow(into: &output) else { return nil }
         _ = unsafe output.finalize(for: memory)
         return unsafe [UInt8](memory)
     }

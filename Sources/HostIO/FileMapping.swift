@@ -36,7 +36,10 @@ internal import Synchronization
         guard byteCount > 0, byteCount <= 1 << 46, isLocal else { return nil }
         let granuleCount = Int((byteCount - 1) / Self.granuleByteCount) + 1
         let wordCount = granuleCount / 64 + 1
-        let knownByteCount = (granuleCount * 8 + 3 * wordCount) * 8
+        let askedIndex = granuleCount * 8
+        let enteredIndex = askedIndex + wordCount
+        let passedIndex = enteredIndex + wordCount
+        let knownByteCount = (passedIndex + wordCount) * 8
         guard let known = unsafe chostio_zeroes(knownByteCount) else { return nil }
         guard let address = unsafe chostio_map(descriptor, Int(byteCount)) else {
             _ = unsafe chostio_unmap(known, knownByteCount)
@@ -47,9 +50,9 @@ internal import Synchronization
         unsafe self.address = address
         unsafe self.known = known
         self.knownByteCount = knownByteCount
-        askedIndex = granuleCount * 8
-        enteredIndex = askedIndex + wordCount
-        passedIndex = enteredIndex + wordCount
+        self.askedIndex = askedIndex
+        self.enteredIndex = enteredIndex
+        self.passedIndex = passedIndex
         isTrusted = Atomic(true)
     }
 
@@ -60,7 +63,7 @@ internal import Synchronization
 
     /// Whether all pages of a range are known to be in memory. False for a range that does not lie in the file.
     func isAtHand(_ offset: UInt64, _ count: Int) -> Bool {
-        guard count > 0, offset < byteCount, UInt64(count) <= byteCount - offset else { return false }
+        guard count > 0, contains(offset, count) else { return false }
         return unsafe forEachWord(offset, count) { word, bits in unsafe chostio_bits(word) & bits == bits }
     }
 
@@ -75,7 +78,7 @@ internal import Synchronization
 
     /// Asks the kernel which pages around a range of the file are in memory, if it was not asked before. Returns whether all of the range is.
     func ask(_ offset: UInt64, _ count: Int) -> Bool {
-        guard isTrusted.load(ordering: .relaxed), count > 0, offset < byteCount, UInt64(count) <= byteCount - offset else { return false }
+        guard isTrusted.load(ordering: .relaxed), count > 0, contains(offset, count) else { return false }
         var isNews = false
         forEachNewGranule(offset, count, askedIndex) { start, count in
             learnFromKernel(start, count)

@@ -170,7 +170,7 @@ extension Transmission {
         if trace != nil, rules.isMisaligned(request) {
             trace?(.alignCompliance(request.command, offset: request.offset, length: request.count, alignment: rules.minimumBlock))
         }
-        if mapper != nil, runNow(request, payload, cost: cost) { return }
+        if runNow(request, payload, cost: cost) { return }
         requestsInFlight += 1
         var awaited = AwaitedRequest(
             request: request, payload: payload?.withoutMuchAround ?? ByteBuffer(), cost: cost, device: device,

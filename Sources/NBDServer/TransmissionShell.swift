@@ -34,7 +34,7 @@ final class TransmissionShell {
     /// Knows the time.
     private let clock: any EventLoop
     private unowned let face: any ConnectionFace
-    private let place: LoopBound<Place>
+    private let box: LoopBound<Box>
     private var watch = ProgressWatch()
     private var isWatching = false
     private var isFarewellScheduled = false
@@ -61,14 +61,13 @@ final class TransmissionShell {
         var limits = TransmissionLimits()
         limits.requestLimit = max(1, environment.configuration.requestLimit)
         limits.byteCountLimit = environment.configuration.connectionMemoryLimit
-        let place = Place()
-        let bound = LoopBound(place, loop)
-        self.place = bound
+        let box = LoopBound(Box(), loop)
+        self.box = box
         transmission = Transmission(
             session: session, device: export.device, sources: export.sources, limits: limits, budget: environment.budget, pool: pool,
             sendsSegments: sendsSegments, writeTurns: gate.writeTurns,
-            trace: environment.tracer(for: identity), wake: { bound.execute { $0.shell?.memoryGranted() } })
-        place.shell = self
+            trace: environment.tracer(for: identity), wake: { box.execute { $0.shell?.memoryGranted() } })
+        box.value.shell = self
         let me = LoopBound(self, loop)
         let (id, isPaused) = gate.join(
             ExportGate.Member(
@@ -84,7 +83,7 @@ final class TransmissionShell {
     func end() {
         guard !isOver else { return }
         isOver = true
-        place.value.shell = nil
+        box.value.shell = nil
         transmission.abandon()
         environment.attachmentChanged(false)
         reportIfQuiet()
@@ -235,11 +234,9 @@ final class TransmissionShell {
     private var isAwaitingPeer: Bool { transmission.isMidMessage && !transmission.isPaused || unsentByteCount > 0 }
 
     private func after(_ time: TimeAmount, _ body: @escaping @Sendable (TransmissionShell) -> Void) {
-        let place = place
+        let box = box
         clock.scheduleTask(in: time) {
-            place.execute { place in
-                if let shell = place.shell { body(shell) }
-            }
+            box.execute { if let shell = $0.shell { body(shell) } }
         }
     }
 
@@ -269,6 +266,6 @@ final class TransmissionShell {
 }
 
 /// Leads to a shell until its connection is gone. A weak reference would do that, too; but whatever has one counts all its references slowly.
-private final class Place {
+private final class Box {
     var shell: TransmissionShell?
 }

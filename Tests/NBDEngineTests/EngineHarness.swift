@@ -142,7 +142,6 @@ final class EngineHarness {
         }
     }
 
-
     /// Everything sent so far has left.
     func acknowledge(_ byteCount: Int) {
         if isSharing { return }  // dropped already

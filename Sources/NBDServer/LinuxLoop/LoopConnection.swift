@@ -227,7 +227,8 @@ final class LoopConnection: LoopClient, ConnectionFace {
     func flush() {
         while hasRoom, let shell, shell.transmission.outputByteCount > 0 {
             let shared = loop.shared
-            gather(shell, &shared.outbox)
+            shared.outbox.removeAll(refersToPages: shell.transmission.placesAreFixed && loop.transfers.isFirst)
+            shell.transmission.showOutput(to: &shared.outbox)
             guard shared.outbox.byteCount > 0 else { return end() }  // never: what is at hand has an address
             switch socket.send(&shared.outbox) {
             case .bytes(let byteCount):
@@ -246,11 +247,6 @@ final class LoopConnection: LoopClient, ConnectionFace {
                 end()
             }
         }
-    }
-
-    private func gather(_ shell: TransmissionShell, _ outbox: inout GatherList) {
-        outbox.removeAll(refersToPages: shell.transmission.placesAreFixed && loop.transfers.isFirst)
-        shell.transmission.showOutput(to: &outbox)
     }
 
     private func waitForRoom() {
