@@ -12,6 +12,9 @@ public final class BufferPool {
     /// hand, and hotter ones than we (256 KiB over TCP, kept: 0.9 of the speed).
     static let taskByteCountFloor = 1 << 20
 
+    /// Bytes of a line of the core's cache; a power of 2.
+    static let lineByteCount = 64
+
     private var kept: [ByteBuffer] = []
     private var keptByteCount = 0
     var keptCount: Int { kept.count }
@@ -28,6 +31,18 @@ public final class BufferPool {
         }
         // Storage that somebody still reads is left to them; otherwise nothing is allocated.
         buffer.clear(minimumCapacity: byteCount)
+        return buffer
+    }
+
+    /// The same, for bytes that the kernel will copy: their first lies at the beginning of a line of the core's cache. Elsewhere copies take longer, on
+    /// some machines half as long again (docs/decisions/0013).
+    func takeAligned(_ byteCount: Int) -> ByteBuffer {
+        var buffer = take(byteCount + Self.lineByteCount - 1)
+        // SAFETY: nothing is read or written, only the address is looked at.
+        let address = unsafe buffer.withUnsafeMutableWritableBytes { UInt(bitPattern: $0.baseAddress) }
+        let skipped = Int((0 &- address) & UInt(Self.lineByteCount - 1))
+        buffer.moveWriterIndex(forwardBy: skipped)
+        buffer.moveReaderIndex(forwardBy: skipped)
         return buffer
     }
 

@@ -109,7 +109,7 @@ extension Transmission {
             if inbox.readableBytes >= byteCount, !mustWait(intake), let whole = inbox.readSlice(length: byteCount) {
                 start(intake, header, whole)
             } else {
-                stage = .collecting(intake, header, pool.take(byteCount + byteCountBehind(byteCount)), missing: byteCount)
+                stage = .collecting(intake, header, pool.takeAligned(byteCount + byteCountBehind(byteCount)), missing: byteCount)
             }
         default:
             start(intake, header, nil)

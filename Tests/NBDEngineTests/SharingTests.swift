@@ -188,6 +188,21 @@ import Testing
         }
     }
 
+    // Elsewhere the kernel takes longer to copy them.
+    @Test(arguments: [1, 65_536, 65_564, 1 << 20]) func `lie at the beginning of a line of the cache`(count: Int) {
+        let pool = BufferPool()
+        for _ in 0..<4 {
+            var buffer = pool.takeAligned(count)
+            buffer.withUnsafeMutableWritableBytes { #expect(Int(bitPattern: $0.baseAddress) % 64 == 0 && $0.count >= count) }
+            #expect(buffer.readableBytes == 0)
+            let capacity = buffer.storageCapacity
+            buffer.writeRepeatingByte(1, count: count)
+            #expect(buffer.readableBytes == count && buffer.storageCapacity == capacity)
+            pool.give(buffer)
+        }
+        #expect(pool.keptCount == 1)
+    }
+
     // A fresh megabyte for each write would cost a fault and zeroes for each of its pages.
     @Test(arguments: [600_000, 65_536]) func `that tasks have written, leave memory for those to come if they are long`(count: Int) async throws {
         try await withFile([UInt8](repeating: 0, count: 1 << 20)) { file in

@@ -1,4 +1,5 @@
 import NBDProtocol
+import NBDServer
 
 /// What `nbd serve` will do: options and configuration file, checked against each other. Pure: nothing has been opened or bound yet.
 struct ServePlan: Equatable, Sendable {
@@ -24,6 +25,8 @@ struct ServePlan: Equatable, Sendable {
     }
 
     static let defaultPort = 10809
+    /// Where nothing is said, the server is as the library has it.
+    private static let defaults = NBDServer.Configuration(listeners: [])
 
     /// Nodes to open first, in this order: the keys and values of each `--blockdev`.
     var blockDevices: [BlockDevicePlan] = []
@@ -34,21 +37,20 @@ struct ServePlan: Equatable, Sendable {
     /// nil: everything is in clear.
     var tls: TLSPlan?
 
-    var connectionLimit = 100
-    /// nil: three quarters of them if they are more than 32.
-    var peerConnectionLimit: Int?
-    var handshakeCountLimit = 64
-    var peerHandshakeCountLimit = 32
-    var requestLimit = 16
-    var handshakeLimit = Duration.seconds(10)
-    var memoryLimit: UInt64 = 1 << 30
-    var connectionMemoryLimit: UInt64 = 64 << 20
-    var stallLimit = Duration.seconds(10)
-    var progressLimit = Duration.seconds(120)
-    var peerSilenceLimit = Duration.seconds(120)
-    var drainLimit = Duration.seconds(10)
-    var pollLimit = Duration.microseconds(200)
-    var usesFastPath = true
+    var connectionLimit = defaults.connectionLimit
+    var peerConnectionLimit = defaults.peerConnectionLimit
+    var handshakeCountLimit = defaults.handshakeCountLimit
+    var peerHandshakeCountLimit = defaults.peerHandshakeCountLimit
+    var requestLimit = defaults.requestLimit
+    var handshakeLimit = defaults.handshakeLimit
+    var memoryLimit = UInt64(defaults.memoryLimit)
+    var connectionMemoryLimit = UInt64(defaults.connectionMemoryLimit)
+    var stallLimit = defaults.stallLimit
+    var progressLimit = defaults.progressLimit
+    var peerSilenceLimit = defaults.peerTimeLimit
+    var drainLimit = defaults.drainLimit
+    var pollLimit = defaults.pollLimit
+    var usesFastPath = defaults.usesFastPath
 
     var access = AccessPlan()
 
