@@ -13,7 +13,7 @@ public final class BufferPool {
     static let taskByteCountFloor = 1 << 20
 
     /// Bytes of a line of the core's cache; a power of 2.
-    static let lineByteCount = 64
+    private static let lineByteCount = 64
 
     private var kept: [ByteBuffer] = []
     private var keptByteCount = 0
@@ -34,8 +34,8 @@ public final class BufferPool {
         return buffer
     }
 
-    /// The same, for bytes that the kernel will copy: their first lies at the beginning of a line of the core's cache. Elsewhere copies take longer, on
-    /// some machines half as long again (docs/decisions/0013).
+    /// The same, for bytes that the kernel will copy: their first lies at the beginning of a line of the core's cache. Elsewhere that can take longer
+    /// (docs/decisions/0013).
     func takeAligned(_ byteCount: Int) -> ByteBuffer {
         var buffer = take(byteCount + Self.lineByteCount - 1)
         // SAFETY: nothing is read or written, only the address is looked at.
