@@ -15,9 +15,16 @@ public struct AwaitedRequest: Sendable {
     /// Most bytes of data in one chunk, as promised to the client (P-SIZE-13).
     let chunkByteCountLimit: UInt64
     let trace: Tracer?
-    /// Where the bytes of a short READ lie, for as long as the device is open: a shell that can read them itself passes them to
-    /// `Transmission.complete(_:with:)`, and needs no task.
-    public internal(set) var place: Segment?
+    /// How the shell may carry it out without a task.
+    public internal(set) var shortcut: Shortcut?
+
+    /// The place stays the same for as long as the device is open.
+    public enum Shortcut: Sendable {
+        /// A short READ: a shell that can read its bytes itself passes them to `Transmission.complete(_:with:)`.
+        case read(from: Segment)
+        /// A long WRITE (`WritePolicy.handOverFloor`), for `write(to:_:)` and `Transmission.complete(_:isWritten:)`.
+        case write(to: Segment)
+    }
 
     /// The whole reply, and what it took.
     public struct Completion: Sendable {
@@ -66,6 +73,11 @@ public struct AwaitedRequest: Sendable {
             replies.append(encoder.reply { encoder.failure(nbdError(error), error.detail, into: &$0) })
         }
         return Completion(replies: replies, cost: cost, payload: payload)
+    }
+
+    /// On any thread. False when that would have to wait for a disk, or fails: then a task has to write, which knows why.
+    public func write(to place: Segment, _ turns: WriteTurns) -> Bool {
+        turns.take { place.writeNow(from: payload.readableBytesSpan) }
     }
 
     private func nbdError(_ error: BlockError) -> NBDError {

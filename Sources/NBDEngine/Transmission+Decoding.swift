@@ -117,14 +117,14 @@ extension Transmission {
         return true
     }
 
-    /// A long write that another loop would keep waiting now.
+    /// A long write that another loop would keep waiting now, or for which too many others are handed over.
     private mutating func mustWait(_ intake: RequestRules.Intake) -> Bool {
-        guard case .collect(_, let byteCount) = intake, byteCount >= writePolicy.exclusiveFloor, writeTurns.isTaken, waitCount < Self.waitLimit
-        else {
-            waitCount = 0
-            return false
-        }
-        waitCount += 1
+        let count = waitCount
+        waitCount = 0
+        guard case .collect(let request, let byteCount) = intake else { return false }
+        if shouldHandOver(request) { return handedOverCount >= writePolicy.handOverLimit }
+        guard byteCount >= writePolicy.exclusiveFloor, writeTurns.isTaken, count < Self.waitLimit else { return false }
+        waitCount = count + 1
         return true
     }
 
@@ -177,7 +177,14 @@ extension Transmission {
             sources: request.command == .blockStatus ? sources : [:], mode: rules.mode,
             chunkByteCountLimit: UInt64(session.export.blockSizes.maximumPayload), trace: trace)
         // Where `runNow` found it: a place that stays, without asking the mapper again.
-        if placesAreFixed, awaited.isPlainRead { awaited.place = segments.only }
+        if let place = segments.only {
+            if placesAreFixed, awaited.isPlainRead {
+                awaited.shortcut = .read(from: place)
+            } else if shouldHandOver(request) {
+                awaited.shortcut = .write(to: place)
+                handedOverCount += 1
+            }
+        }
         work.append(awaited)
     }
 

@@ -25,16 +25,12 @@ extension Transmission {
             guard sendNow(count, encoder) || readNow(count, encoder) else { return false }
             if trace != nil { encoder.traceData(position: encoder.offset, count: count) }
         case .write where request.flags.subtracting(.payloadLength).isEmpty:
-            if request.count >= writePolicy.taskFloor, requestsInFlight < writePolicy.taskLimit { return false }
-            guard let payload, mapper?.mapWrite(range, into: &segments) == true else { return false }
+            guard let payload, mapper?.mapWrite(range, into: &segments) == true, !shouldHandOver(request) else { return false }
             let isWritten = writeNow(payload)
             mapper?.didWrite(range)
             guard isWritten else { return false }
             noteWritten(payload.readableBytes)
-            replies.append(room: ChunkHeader.byteCount(.extended)) {
-                encoder.success(into: &$0)
-                return true
-            }
+            appendSuccess(encoder)
         default:
             return false
         }
@@ -84,6 +80,35 @@ extension Transmission {
         account(since: before)
         lease.release(request.cost)
         advance()
+    }
+
+    /// A write that the shell has somebody else do, if it has a place.
+    func shouldHandOver(_ request: RequestRules.Request) -> Bool {
+        placesAreFixed && request.command == .write && request.flags.subtracting(.payloadLength).isEmpty
+            && request.count >= writePolicy.handOverFloor && request.count <= Self.nowByteCountLimit
+    }
+
+    /// A WRITE that was handed over was written to its place; instead of `complete(_:)`. Or that was tried in vain: then its task is still to be run.
+    /// Called also when the connection is lost: there are devices that keep account of writes.
+    public mutating func complete(_ request: AwaitedRequest, isWritten: Bool) {
+        handedOverCount -= 1
+        if let range = ByteRange(start: request.request.offset, count: request.request.count) { mapper?.didWrite(range) }
+        guard isWritten else { return }
+        requestsInFlight -= 1
+        guard !isAbandoned else { return }
+        let before = replies.memoryByteCount
+        appendSuccess(request.encoder)
+        account(since: before)
+        lease.release(request.cost)
+        advance()
+        pool.give(request.payload)
+    }
+
+    private mutating func appendSuccess(_ encoder: ReplyEncoder) {
+        replies.append(room: ChunkHeader.byteCount(.extended)) {
+            encoder.success(into: &$0)
+            return true
+        }
     }
 
     private func writeNow(_ payload: ByteBuffer) -> Bool {

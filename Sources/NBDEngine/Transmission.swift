@@ -20,7 +20,7 @@ public struct TransmissionLimits: Equatable, Sendable {
 /// Belongs to one event loop. The shell obeys four rules:
 ///
 /// - pass what arrives to `receive`, and `endOfInput` when the client has closed its side; read only while `wantsBytes`;
-/// - start a task for each request in `takeWork()`, and pass its result to `complete`, on the loop; or read what its `place` names;
+/// - start a task for each request in `takeWork()`, and pass its result to `complete`, on the loop; or take its `shortcut`;
 /// - send `takeOutput()` in order, and call `didSend` when that has left the process; or send what `showOutput` shows, and call `dropOutput`;
 /// - when `isFinished` and everything is sent, close; when the connection is lost, call `abandon()`.
 ///
@@ -71,6 +71,8 @@ public struct Transmission: ~Copyable {
     var expectsLongPayload = false
     /// Shared by the connections to the device.
     let writeTurns: WriteTurns
+    /// Writes that somebody else does.
+    var handedOverCount = 0
     /// How often the write that is at hand has let others go first.
     var waitCount = 0
     /// All room for what arrives was used: there is more.

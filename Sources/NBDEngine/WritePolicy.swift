@@ -6,9 +6,11 @@ public struct WritePolicy: Equatable, Sendable {
     public var turnByteCount = 32 << 10
     /// The same where the last write was a long one: fewer replies come together then, and each call of the socket is dearer for them.
     public var longTurnByteCount = 32 << 10
-    /// Writes from this length on are left to tasks, as long as fewer than `taskLimit` requests wait for tasks: what follows is received meanwhile.
-    public var taskFloor = UInt64.max
-    public var taskLimit = 0
+    /// Writes from this length on, up to `Transmission.nowByteCountLimit`, are handed over (`AwaitedRequest.Shortcut.write`): what follows is received
+    /// meanwhile.
+    public var handOverFloor = UInt64.max
+    /// So many are handed over at a time, at least 1; the next one waits.
+    public var handOverLimit = 4
     /// A payload from this length on is received with nothing behind it but the next header, once its beginning is there: nothing of it is copied,
     /// and always the same memory is used. One call for each payload.
     public var aloneFloor = Int.max

@@ -130,7 +130,7 @@ final class TransmissionShell {
         guard !work.isEmpty else { return }
         let bound = LoopBound(self, loop)
         taskCount += work.count
-        for request in work where !readWithoutTask(request, bound) { startTask(request, bound) }
+        for request in work where !startWithoutTask(request, bound) { startTask(request, bound) }
     }
 
     private func startTask(_ request: AwaitedRequest, _ bound: LoopBound<TransmissionShell>) {
@@ -140,14 +140,28 @@ final class TransmissionShell {
         }
     }
 
-    /// A short read of a file that the loop's ring can do.
-    private func readWithoutTask(_ request: AwaitedRequest, _ bound: LoopBound<TransmissionShell>) -> Bool {
-        guard let place = request.place, case .file(let file, let offset, let count) = place else { return false }
-        return file.beginRead(at: offset, count: count) { bytes in
-            let shell = bound.value
-            guard let bytes else { return shell.startTask(request, bound) }
-            shell.ended { $0.complete(request, with: bytes) }
+    /// A short read of a file that the loop's ring can do, or a long write for which another loop has time.
+    private func startWithoutTask(_ request: AwaitedRequest, _ bound: LoopBound<TransmissionShell>) -> Bool {
+        switch request.shortcut {
+        case .read(from: .file(let file, let offset, let count)):
+            return file.beginRead(at: offset, count: count) { bytes in
+                let shell = bound.value
+                guard let bytes else { return shell.startTask(request, bound) }
+                shell.ended { $0.complete(request, with: bytes) }
+            }
+        case .write(to: let place):
+            let turns = gate.writeTurns
+            let isHandedOver = HostLoop.handOver({ request.write(to: place, turns) }) { bound.value.wrote(request, $0, bound) }
+            if !isHandedOver { transmission.complete(request, isWritten: false) }
+            return isHandedOver
+        case .read, nil:
+            return false
         }
+    }
+
+    private func wrote(_ request: AwaitedRequest, _ isWritten: Bool, _ bound: LoopBound<TransmissionShell>) {
+        transmission.complete(request, isWritten: isWritten)
+        if isWritten { ended { _ in } } else { startTask(request, bound) }
     }
 
     /// Starts what is to be started; sends in between when much is waiting already.

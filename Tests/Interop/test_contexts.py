@@ -32,7 +32,7 @@ def test_writes_are_told_to_nbdinfo(tracked, connect):
     nbdinfo = need("nbdinfo")
     handle = connect(tracked.uri)
     handle.pwrite(b"x" * 512, 100 * KIB)  # the fast path
-    handle.pwrite(b"x" * MIB, 8 * MIB)
+    handle.pwrite(b"x" * MIB, 8 * MIB)  # handed over
     handle.zero(64 * KIB, 16 * MIB)
     handle.trim(64 * KIB, 32 * MIB)
     handle.pread(4096, 48 * MIB)

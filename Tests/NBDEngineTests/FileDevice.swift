@@ -1,5 +1,6 @@
 import Block
 import HostIO
+import Synchronization
 import Testing
 
 #if canImport(Darwin)
@@ -16,6 +17,13 @@ final class FileDevice: BlockDevice {
     let file: HostFile
     private let placesAreFixed: Bool
     private let end: UInt64
+    private let account = Account()
+    /// Of what it was told, by its mappers.
+    var written: [ByteRange] { account.written.withLock { $0 } }
+
+    private final class Account: Sendable {
+        let written = Mutex<[ByteRange]>([])
+    }
 
     /// - Parameter end: ranges that start before it lie in one piece.
     init(_ file: HostFile, placesAreFixed: Bool = false, wholeUpTo end: UInt64 = 0) {
@@ -29,14 +37,16 @@ final class FileDevice: BlockDevice {
         do throws(HostError) { try await file.read(at: offset, into: &buffer) } catch { throw BlockError(.inputOutput, "\(error)") }
     }
 
-    func makeMapper() -> sending (any RangeMapper)? { Mapper(file, placesAreFixed, wholeUpTo: end) }
+    func makeMapper() -> sending (any RangeMapper)? { Mapper(file, placesAreFixed, wholeUpTo: end, account) }
 
     private final class Mapper: RangeMapper {
         let file: HostFile
         let placesAreFixed: Bool
         let end: UInt64
+        let account: Account
 
-        init(_ file: HostFile, _ placesAreFixed: Bool, wholeUpTo end: UInt64) {
+        init(_ file: HostFile, _ placesAreFixed: Bool, wholeUpTo end: UInt64, _ account: Account) {
+            self.account = account
             self.file = file
             self.placesAreFixed = placesAreFixed
             self.end = end
@@ -53,6 +63,8 @@ final class FileDevice: BlockDevice {
             segments.append(.file(file, offset: range.start, count: Int(range.count)))
             return true
         }
+
+        func didWrite(_ range: ByteRange) { account.written.withLock { $0.append(range) } }
     }
 }
 
@@ -65,4 +77,14 @@ func withFile(_ contents: [UInt8], isDirect: Bool = false, _ body: (HostFile) as
     let name = String(decoding: path.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     defer { unlink(name) }
     try await body(try await HostFile.open(name, .init(isDirect: isDirect)))
+}
+
+extension HostFile {
+    func bytes(from offset: Int, _ count: Int) async throws(HostError) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0xEE, count: count)
+        var span = bytes.mutableSpan
+        var raw = span.mutableBytes
+        try await read(at: UInt64(offset), into: &raw)
+        return bytes
+    }
 }

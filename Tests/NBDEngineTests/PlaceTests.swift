@@ -56,8 +56,8 @@ import Testing
                 let expected = Self.takeOutput(&transmission)
                 #expect(Array(expected.suffix(count)) == Array(Self.contents[offset..<offset + count]))
                 let second = try Self.ask(&transmission, mode, UInt64(offset), UInt64(count), flags)
-                guard case .file(_, UInt64(offset), count) = second.place else {
-                    Issue.record("\(count) bytes at \(offset) are said to lie at \(String(describing: second.place))")
+                guard case .read(from: .file(_, UInt64(offset), count)) = second.shortcut else {
+                    Issue.record("\(count) bytes at \(offset) are said to be there: \(String(describing: second.shortcut))")
                     continue
                 }
                 transmission.complete(second, with: Self.contents[offset..<offset + count].span.bytes)
@@ -76,7 +76,7 @@ import Testing
             var hasPlace = false
             try await Self.withTransmission(mode, placesAreFixed: placesAreFixed, maximumPayload: maximumPayload) { transmission in
                 let request = try Self.ask(&transmission, mode, offset, count, flags)
-                hasPlace = request.place != nil
+                hasPlace = request.shortcut != nil
                 transmission.complete(await request.run())
             }
             return hasPlace

@@ -91,6 +91,12 @@ public protocol LoopClient: AnyObject {
     private var busy: [Busy] = []
     /// Rounds since all sockets were looked at.
     private var roundCount = 0
+    /// What other loops do for this one now.
+    var handedOverCount = 0
+    /// Does what this loop hands over.
+    private(set) lazy var helper = opposite
+    /// Has dealt with a client since it slept last.
+    let isServing = Atomic<Bool>(false)
     /// Nanoseconds between the end of work and the next event, smoothed.
     private var smoothedGap: UInt64 = gapLimit
 
@@ -266,8 +272,11 @@ public protocol LoopClient: AnyObject {
                 inbox.jobs.removeAll(keepingCapacity: true)
             }
         }
-        for work in mail { work() }
-        mail.removeAll(keepingCapacity: mail.count <= 1024)
+        let isLong = mail.count > 1024
+        // Each is let go as soon as it has run: what it holds may be wanted again.
+        mail.reverse()
+        while let work = mail.popLast() { work() }
+        if isLong { mail = [] }
     }
 
     /// Those that are there now: what they add waits until sockets were looked at.
@@ -305,6 +314,7 @@ public protocol LoopClient: AnyObject {
             guard index < busy.count, busy[index].id == id else { return true }
             if hasInput {
                 isFound = true
+                isServing.store(true, ordering: .relaxed)
                 busy[index].missCount = 0
             } else {
                 busy[index].missCount += 1
@@ -328,7 +338,8 @@ public protocol LoopClient: AnyObject {
     private func waitForEvents() -> Int {
         let start = chostio_now()
         var count = 0
-        if smoothedGap <= pollLimit {
+        // Who does our work, or waits for it, has a use for the core.
+        if smoothedGap <= pollLimit, handedOverCount == 0 {
             var now = start
             var isFound = false
             repeat {
@@ -352,6 +363,7 @@ public protocol LoopClient: AnyObject {
             return inbox.isAsleep
         }
         guard maySleep else { return 0 }
+        isServing.store(false, ordering: .relaxed)
         count = look(timeout: -1)
         inbox.withLock { $0.isAsleep = false }
         learn(gap: chostio_now() - start)
@@ -377,6 +389,7 @@ public protocol LoopClient: AnyObject {
                 break
             default:
                 guard let slot = slot(of: event.user_data), let client = slots[slot].client else { continue }
+                isServing.store(true, ordering: .relaxed)
                 if count <= Self.busyLimit, event.what & UInt32(CHOSTIO_READY_INPUT) != 0 { noteBusy(event.user_data, client) }
                 client.socketIsReady(
                     input: event.what & UInt32(CHOSTIO_READY_INPUT) != 0, output: event.what & UInt32(CHOSTIO_READY_OUTPUT) != 0,

@@ -180,8 +180,7 @@ final class LoopConnection: LoopClient, ConnectionFace {
     /// Returns whether there was anything.
     private func receive(_ shell: TransmissionShell) -> Bool {
         let shared = loop.shared
-        let isShared = loop.host.isShared
-        shell.transmission.writePolicy = WritePolicy(isLocal: socket.isLocal, isShared: isShared)
+        shell.transmission.writePolicy = WritePolicy(isLocal: socket.isLocal, loop.host)
         // TCP's calls are dear: it answers when there is nothing more to be received.
         let answersAtEnd = !socket.isLocal
         defer { if answersAtEnd { flush() } }
@@ -272,22 +271,19 @@ final class LoopConnection: LoopClient, ConnectionFace {
 }
 
 extension WritePolicy {
-    fileprivate init(isLocal: Bool, isShared: Bool) {
+    fileprivate init(isLocal: Bool, _ loop: HostLoop) {
         self.init()
         if !isLocal { aloneFloor = 48 << 10 }
         exclusiveFloor = 128 << 10
-        if isShared {
+        if loop.isShared {
             // While others wait for the loop, a client that is told early takes the core away that somebody needs, and sends more than can be
             // dealt with: what waits in the kernel grows cold there.
             turnByteCount = isLocal ? 256 << 10 : 16 << 20
             longTurnByteCount = turnByteCount
         } else {
             longTurnByteCount = isLocal ? 128 << 10 : 256 << 10
-            // There may be a core to write with; shorter ones are better written by the core that has their bytes in its cache.
-            if isLocal {
-                taskFloor = 512 << 10
-                taskLimit = 2
-            }
+            // Shorter ones are better written by the core that has their bytes in its cache. And over TCP both cores are at work anyway.
+            if isLocal, loop.hasHelp { handOverFloor = 256 << 10 }
         }
     }
 }
