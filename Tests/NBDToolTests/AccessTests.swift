@@ -88,12 +88,12 @@ import Testing
         #expect(plan.access.denied[0].distinguishedName == Glob("CN=bad,*"))
         #expect(plan.access.user == "nbd")
         #expect(plan.access.sandbox == .off)
-        #expect(plan.peerConnectionLimit == 5)
-        #expect(plan.handshakeCountLimit == 6)
-        #expect(plan.peerHandshakeCountLimit == 4)
-        #expect(plan.stallLimit == .seconds(3))
-        #expect(plan.progressLimit == .seconds(2))
-        #expect(plan.peerSilenceLimit == .seconds(1))
+        #expect(plan.server.peerConnectionLimit == 5)
+        #expect(plan.server.handshakeCountLimit == 6)
+        #expect(plan.server.peerHandshakeCountLimit == 4)
+        #expect(plan.server.stallLimit == .seconds(3))
+        #expect(plan.server.progressLimit == .seconds(2))
+        #expect(plan.server.peerTimeLimit == .seconds(1))
     }
 
     @Test(

@@ -84,14 +84,14 @@ import Testing
     @Test(arguments: [(toml, "n.toml"), (json, "n.json")])
     func `sets everything, in both notations`(text: String, path: String) throws {
         let plan = try servePlan([], configuration: configuration(text, path))
-        #expect(plan.defaultExport == "disk")
+        #expect(plan.server.defaultExport == "disk")
         #expect(plan.pidFile == "/run/nbd.pid")
-        #expect(plan.connectionLimit == 7)
-        #expect(plan.requestLimit == 32)
-        #expect(plan.handshakeLimit == .zero)
-        #expect(plan.drainLimit == .seconds(5))
-        #expect(plan.memoryLimit == 2 << 30)
-        #expect(plan.connectionMemoryLimit == 64 << 20)
+        #expect(plan.server.connectionLimit == 7)
+        #expect(plan.server.requestLimit == 32)
+        #expect(plan.server.handshakeLimit == .zero)
+        #expect(plan.server.drainLimit == .seconds(5))
+        #expect(plan.server.memoryLimit == 2 << 30)
+        #expect(plan.server.connectionMemoryLimit == 64 << 20)
         #expect(
             plan.listeners == [
                 .init(place: .tcp(host: "127.0.0.1", port: 10900), oldstyleExport: "disk"),
@@ -112,8 +112,8 @@ import Testing
         let plan = try servePlan(
             ["-p", "1", "-e", "3", "--pid-file", "p", "-r", "more.raw", "--no-list"], configuration: configuration(Self.toml))
         #expect(plan.listeners == [.init(place: .loopback(port: 1), isListable: false)])
-        #expect(plan.connectionLimit == 3)
-        #expect(plan.requestLimit == 32)
+        #expect(plan.server.connectionLimit == 3)
+        #expect(plan.server.requestLimit == 32)
         #expect(plan.pidFile == "p")
         #expect(plan.exports.map(\.name) == ["disk", "scratch", ""])
         #expect(plan.exports.map(\.isReadOnly) == [true, true, true])

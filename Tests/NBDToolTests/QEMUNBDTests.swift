@@ -1,5 +1,6 @@
 import BlockDrivers
 import NBDProtocol
+import NBDServer
 import Testing
 
 @testable import NBDTool
@@ -54,8 +55,8 @@ private func qemuPlan(_ arguments: [String], activated: [String] = []) throws ->
     @Test func `serves one client once, to everybody, in silence`() throws {
         let plan = try qemuPlan(["a.raw"])
         #expect(plan.listeners == [.init(place: .tcp(host: "0.0.0.0", port: 10809))])
-        #expect(plan.connectionLimit == 1)
-        #expect(plan.stopsAfterLastClient)
+        #expect(plan.server.connectionLimit == 1)
+        #expect(plan.server.stopsAfterLastClient)
         #expect(!plan.printsURI)
         #expect(plan.hangupStops)  // S-SRV-08
         #expect(plan.exports.map(\.name) == [""])
@@ -67,9 +68,9 @@ private func qemuPlan(_ arguments: [String], activated: [String] = []) throws ->
         let plan = try qemuPlan([
             "-tr", "-e0", "-p10811", "-fraw", "-xdisk", "-b", "127.0.0.1", "--disca=on", "--handshake-limit=0", "a.raw",
         ])
-        #expect(!plan.stopsAfterLastClient)
-        #expect(plan.connectionLimit == 0)
-        #expect(plan.handshakeLimit == .zero)
+        #expect(!plan.server.stopsAfterLastClient)
+        #expect(plan.server.connectionLimit == 0)
+        #expect(plan.server.handshakeLimit == .zero)
         #expect(plan.listeners.map(\.place) == [.tcp(host: "127.0.0.1", port: 10811)])
         #expect(plan.exports[0].name == "disk")
         #expect(plan.exports[0].isReadOnly)

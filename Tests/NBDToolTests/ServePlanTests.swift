@@ -1,5 +1,6 @@
 import ArgumentParser
 import BlockDrivers
+import NBDServer
 import Testing
 
 @testable import NBDTool
@@ -28,10 +29,10 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         #expect(plan.exports.map(\.source) == [.file("disk.raw")])
         #expect(!plan.exports[0].isReadOnly)
         #expect(plan.exports[0].storage == RawOptions(discard: .unmap))
-        #expect(plan.connectionLimit == 100)  // S-LIM-13
-        #expect(plan.requestLimit == 16)  // S-LIM-07
-        #expect(plan.handshakeLimit == .seconds(10))
-        #expect(!plan.stopsAfterLastClient)
+        #expect(plan.server.connectionLimit == 100)  // S-LIM-13
+        #expect(plan.server.requestLimit == 16)  // S-LIM-07
+        #expect(plan.server.handshakeLimit == .seconds(10))
+        #expect(!plan.server.stopsAfterLastClient)
         #expect(plan.printsURI)
         #expect(!plan.hangupStops)
     }
@@ -59,7 +60,7 @@ func refusal(_ body: () throws -> ServePlan) -> String {
     @Test func `takes joined short options`() throws {
         let plan = try servePlan(["-tr", "-e1", "-xname", "-o1M", "-Dtext", "-fraw", "a"])
         #expect(plan.exports[0].isReadOnly)
-        #expect(plan.connectionLimit == 1)
+        #expect(plan.server.connectionLimit == 1)
         #expect(plan.exports[0].name == "name")
         #expect(plan.exports[0].offset == 1 << 20)
         #expect(plan.exports[0].description == "text")
@@ -72,13 +73,13 @@ func refusal(_ body: () throws -> ServePlan) -> String {
             "--connection-memory-limit", "32M", "--drain-limit", "3",
             "--once",
         ])
-        #expect(plan.connectionLimit == 0)
-        #expect(plan.requestLimit == 64)
-        #expect(plan.handshakeLimit == .zero)
-        #expect(plan.memoryLimit == 96 << 20)
-        #expect(plan.connectionMemoryLimit == 32 << 20)
-        #expect(plan.drainLimit == .seconds(3))
-        #expect(plan.stopsAfterLastClient)
+        #expect(plan.server.connectionLimit == 0)
+        #expect(plan.server.requestLimit == 64)
+        #expect(plan.server.handshakeLimit == .zero)
+        #expect(plan.server.memoryLimit == 96 << 20)
+        #expect(plan.server.connectionMemoryLimit == 32 << 20)
+        #expect(plan.server.drainLimit == .seconds(3))
+        #expect(plan.server.stopsAfterLastClient)
     }
 
     @Test(
@@ -106,16 +107,16 @@ func refusal(_ body: () throws -> ServePlan) -> String {
         #expect(two.storage.cache.rawValue == "unsafe")
         #expect(!two.storage.isLocked)
         #expect(plan.exports[2].source == .memory(byteCount: 1 << 30))
-        #expect(plan.defaultExport == "two")
+        #expect(plan.server.defaultExport == "two")
         #expect(plan.listeners == [.init(place: .loopback(port: 10809), oldstyleExport: "three", isListable: false)])
     }
 
     @Test func `bounds the memory of one client by that of all`() throws {
-        #expect(try servePlan(["a"]).connectionMemoryLimit == 64 << 20)
-        #expect(try servePlan(["--connection-memory-limit", "1M", "a"]).connectionMemoryLimit == 1 << 20)
+        #expect(try servePlan(["a"]).server.connectionMemoryLimit == 64 << 20)
+        #expect(try servePlan(["--connection-memory-limit", "1M", "a"]).server.connectionMemoryLimit == 1 << 20)
         let plan = try servePlan(["--memory-limit", "80M", "--connection-memory-limit", "1G", "a"])
-        #expect(plan.memoryLimit == 80 << 20)
-        #expect(plan.connectionMemoryLimit == 80 << 20)
+        #expect(plan.server.memoryLimit == 80 << 20)
+        #expect(plan.server.connectionMemoryLimit == 80 << 20)
     }
 
     @Test func `is read-only throughout with -r`() throws {

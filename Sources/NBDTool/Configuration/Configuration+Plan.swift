@@ -1,5 +1,6 @@
 import BlockDrivers
 import NBDProtocol
+import NBDServer
 
 extension Configuration {
     /// Makes the file the starting point of a plan; the command line changes it afterwards.
@@ -7,10 +8,10 @@ extension Configuration {
     /// - Throws: `.usage` naming the file and the key at fault.
     func apply(to plan: inout ServePlan) throws(ToolError) {
         do {
-            plan.defaultExport = defaultExport
+            plan.server.defaultExport = defaultExport
             plan.pidFile = pidFile
-            if let poll { plan.pollLimit = try NBDTool.Limits.poll(poll, "poll") }
-            if let fastPath { plan.usesFastPath = fastPath }
+            if let poll { plan.server.pollLimit = try NBDTool.Limits.poll(poll, "poll") }
+            if let fastPath { plan.server.usesFastPath = fastPath }
             if let tls { plan.tls = try self.plan(tls) }
             if let limits { try apply(limits, to: &plan) }
             try applyAccess(to: &plan.access)
@@ -29,25 +30,25 @@ extension Configuration {
         typealias Bounds = NBDTool.Limits
         if let count = limits.connections {
             guard 0...Int(Int32.max) ~= count else { throw .usage("limits.connections \(count): expected 0 or more") }
-            plan.connectionLimit = count
+            plan.server.connectionLimit = count
         }
-        if let count = limits.connectionsPerPeer { plan.peerConnectionLimit = try Bounds.count(count, "limits.connections-per-peer") }
-        if let count = limits.handshakes { plan.handshakeCountLimit = try Bounds.count(count, "limits.handshakes") }
-        if let count = limits.handshakesPerPeer { plan.peerHandshakeCountLimit = try Bounds.count(count, "limits.handshakes-per-peer") }
-        if let seconds = limits.stall { plan.stallLimit = try Bounds.seconds(String(seconds), "limits.stall") }
-        if let seconds = limits.progress { plan.progressLimit = try Bounds.seconds(String(seconds), "limits.progress") }
-        if let seconds = limits.peerSilence { plan.peerSilenceLimit = try Bounds.seconds(String(seconds), "limits.peer-silence") }
+        if let count = limits.connectionsPerPeer { plan.server.peerConnectionLimit = try Bounds.count(count, "limits.connections-per-peer") }
+        if let count = limits.handshakes { plan.server.handshakeCountLimit = try Bounds.count(count, "limits.handshakes") }
+        if let count = limits.handshakesPerPeer { plan.server.peerHandshakeCountLimit = try Bounds.count(count, "limits.handshakes-per-peer") }
+        if let seconds = limits.stall { plan.server.stallLimit = try Bounds.seconds(String(seconds), "limits.stall") }
+        if let seconds = limits.progress { plan.server.progressLimit = try Bounds.seconds(String(seconds), "limits.progress") }
+        if let seconds = limits.peerSilence { plan.server.peerTimeLimit = try Bounds.seconds(String(seconds), "limits.peer-silence") }
         if let count = limits.requests {
             guard Bounds.requests ~= count else {
                 throw .usage("limits.requests \(count): expected \(Bounds.requests.lowerBound) to \(Bounds.requests.upperBound)")
             }
-            plan.requestLimit = count
+            plan.server.requestLimit = count
         }
-        if let seconds = limits.handshake { plan.handshakeLimit = try Bounds.seconds(String(seconds), "limits.handshake") }
-        if let seconds = limits.drain { plan.drainLimit = try Bounds.seconds(String(seconds), "limits.drain") }
-        if let size = limits.memory { plan.memoryLimit = try Bounds.memory(size.byteCount, "limits.memory") }
+        if let seconds = limits.handshake { plan.server.handshakeLimit = try Bounds.seconds(String(seconds), "limits.handshake") }
+        if let seconds = limits.drain { plan.server.drainLimit = try Bounds.seconds(String(seconds), "limits.drain") }
+        if let size = limits.memory { plan.server.memoryLimit = try Bounds.memory(size.byteCount, "limits.memory") }
         if let size = limits.connectionMemory {
-            plan.connectionMemoryLimit = try Bounds.connectionMemory(size.byteCount, "limits.connection-memory")
+            plan.server.connectionMemoryLimit = try Bounds.connectionMemory(size.byteCount, "limits.connection-memory")
         }
     }
 

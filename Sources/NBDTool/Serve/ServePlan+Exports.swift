@@ -1,5 +1,6 @@
 import BlockDrivers
 import NBDProtocol
+import NBDServer
 
 extension ServePlan {
     /// Adds the image operand and every `--export` to what the configuration file asked for.
@@ -26,8 +27,8 @@ extension ServePlan {
         for export in exports where !names.insert(export.name).inserted {
             throw .usage("export name '\(export.name.sanitized())' is given twice")
         }
-        defaultExport = options.defaultExport ?? defaultExport
-        try requireExport(defaultExport, "--default-export")
+        server.defaultExport = options.defaultExport ?? server.defaultExport
+        try requireExport(server.defaultExport, "--default-export")
         try requireExport(options.oldstyleExport, "--oldstyle")
         for listener in listeners { try requireExport(listener.oldstyleExport, "oldstyle") }
     }

@@ -2,7 +2,7 @@ import NBDProtocol
 import NBDServer
 
 /// What `nbd serve` will do: options and configuration file, checked against each other. Pure: nothing has been opened or bound yet.
-struct ServePlan: Equatable, Sendable {
+struct ServePlan: Sendable {
     enum Place: Hashable, Sendable {
         case tcp(host: String, port: Int)
         /// 127.0.0.1, and ::1 where the host has IPv6.
@@ -25,36 +25,20 @@ struct ServePlan: Equatable, Sendable {
     }
 
     static let defaultPort = 10809
-    /// Where nothing is said, the server is as the library has it.
-    private static let defaults = NBDServer.Configuration(listeners: [])
 
     /// Nodes to open first, in this order: the keys and values of each `--blockdev`.
     var blockDevices: [BlockDevicePlan] = []
     var exports: [ExportPlan] = []
     var listeners: [ListenerPlan] = []
-    var defaultExport: String?
+    /// What the server will be told, but for what has to be opened first: listeners, TLS, who decides and who watches. Where nothing is said, it is as
+    /// the library has it.
+    var server = NBDServer.Configuration(listeners: [])
 
     /// nil: everything is in clear.
     var tls: TLSPlan?
 
-    var connectionLimit = defaults.connectionLimit
-    var peerConnectionLimit = defaults.peerConnectionLimit
-    var handshakeCountLimit = defaults.handshakeCountLimit
-    var peerHandshakeCountLimit = defaults.peerHandshakeCountLimit
-    var requestLimit = defaults.requestLimit
-    var handshakeLimit = defaults.handshakeLimit
-    var memoryLimit = UInt64(defaults.memoryLimit)
-    var connectionMemoryLimit = UInt64(defaults.connectionMemoryLimit)
-    var stallLimit = defaults.stallLimit
-    var progressLimit = defaults.progressLimit
-    var peerSilenceLimit = defaults.peerTimeLimit
-    var drainLimit = defaults.drainLimit
-    var pollLimit = defaults.pollLimit
-    var usesFastPath = defaults.usesFastPath
-
     var access = AccessPlan()
 
-    var stopsAfterLastClient = false
     var runCommand: String?
     var exitsWithParent = false
     var forks = false
@@ -86,45 +70,45 @@ struct ServePlan: Equatable, Sendable {
 
     /// qemu-nbd has no limits but the number of clients (S-SRV-06), and serves one client once unless told otherwise (S-SRV-07).
     private mutating func planLimits(_ options: ServeOptions) throws(ToolError) {
-        if options.style == .qemuNBD { connectionLimit = 1 }
+        if options.style == .qemuNBD { server.connectionLimit = 1 }
         if let text = options.connectionLimit {
             guard let count = Int(text), 0...Int(Int32.max) ~= count else {
                 throw .usage("Invalid shared device number '\(text.sanitized())': expected a number of clients, 0 for no limit")
             }
-            connectionLimit = count
+            server.connectionLimit = count
         }
-        if let text = options.peerConnectionLimit { peerConnectionLimit = try Limits.count(text, "--max-connections-per-peer") }
-        if let text = options.handshakeCountLimit { handshakeCountLimit = try Limits.count(text, "--max-handshakes") }
-        if let text = options.peerHandshakeCountLimit { peerHandshakeCountLimit = try Limits.count(text, "--max-handshakes-per-peer") }
-        if let text = options.stallLimit { stallLimit = try Limits.seconds(text, "--stall-limit") }
-        if let text = options.progressLimit { progressLimit = try Limits.seconds(text, "--progress-limit") }
-        if let text = options.peerSilenceLimit { peerSilenceLimit = try Limits.seconds(text, "--peer-silence-limit") }
+        if let text = options.peerConnectionLimit { server.peerConnectionLimit = try Limits.count(text, "--max-connections-per-peer") }
+        if let text = options.handshakeCountLimit { server.handshakeCountLimit = try Limits.count(text, "--max-handshakes") }
+        if let text = options.peerHandshakeCountLimit { server.peerHandshakeCountLimit = try Limits.count(text, "--max-handshakes-per-peer") }
+        if let text = options.stallLimit { server.stallLimit = try Limits.seconds(text, "--stall-limit") }
+        if let text = options.progressLimit { server.progressLimit = try Limits.seconds(text, "--progress-limit") }
+        if let text = options.peerSilenceLimit { server.peerTimeLimit = try Limits.seconds(text, "--peer-silence-limit") }
         if let text = options.requestLimit {
             guard let count = Int(text), Limits.requests ~= count else {
                 throw .usage(
                     "invalid --requests '\(text.sanitized())': expected \(Limits.requests.lowerBound) to \(Limits.requests.upperBound)")
             }
-            requestLimit = count
+            server.requestLimit = count
         }
-        if let text = options.handshakeLimit { handshakeLimit = try Limits.seconds(text, "--handshake-limit") }
-        if let text = options.drainLimit { drainLimit = try Limits.seconds(text, "--drain-limit", zero: "no time at all") }
+        if let text = options.handshakeLimit { server.handshakeLimit = try Limits.seconds(text, "--handshake-limit") }
+        if let text = options.drainLimit { server.drainLimit = try Limits.seconds(text, "--drain-limit", zero: "no time at all") }
         if let text = options.poll {
             guard let microseconds = Int(text) else { throw .usage("invalid --poll '\(text.sanitized())': expected microseconds, 0 for none") }
-            pollLimit = try Limits.poll(microseconds, "--poll")
+            server.pollLimit = try Limits.poll(microseconds, "--poll")
         }
         if let text = options.fastPath {
             guard text == "on" || text == "off" else { throw .usage("invalid --fast-path '\(text.sanitized())': expected on or off") }
-            usesFastPath = text == "on"
+            server.usesFastPath = text == "on"
         }
         if let text = options.memoryLimit {
             guard let size = ByteSize.parse(text) else { throw .usage("invalid --memory-limit '\(text.sanitized())'") }
-            memoryLimit = try Limits.memory(size, "--memory-limit")
+            server.memoryLimit = try Limits.memory(size, "--memory-limit")
         }
         if let text = options.connectionMemoryLimit {
             guard let size = ByteSize.parse(text) else { throw .usage("invalid --connection-memory-limit '\(text.sanitized())'") }
-            connectionMemoryLimit = try Limits.connectionMemory(size, "--connection-memory-limit")
+            server.connectionMemoryLimit = try Limits.connectionMemory(size, "--connection-memory-limit")
         }
-        connectionMemoryLimit = min(connectionMemoryLimit, memoryLimit)
+        server.connectionMemoryLimit = min(server.connectionMemoryLimit, server.memoryLimit)
     }
 
     /// Files that are read again while serving: credentials (SIGHUP), and the file of an `authz-list-file`.
@@ -135,7 +119,7 @@ struct ServePlan: Equatable, Sendable {
     }
 
     private mutating func planLife(_ options: ServeOptions, isActivated: Bool) throws(ToolError) {
-        stopsAfterLastClient = !(options.isPersistent ?? (options.style == .nbd)) || options.isSingle
+        server.stopsAfterLastClient = !(options.isPersistent ?? (options.style == .nbd)) || options.isSingle
         hangupStops = options.style == .qemuNBD
         runCommand = options.runCommand
         exitsWithParent = options.exitsWithParent
@@ -185,14 +169,14 @@ enum Limits {
     }
 
     /// Memory for all clients: `MemoryBudget` never has less than 80 MiB, so that the largest request (S-LIM-01) always fits with its reply.
-    static func memory(_ size: UInt64, _ option: String) throws(ToolError) -> UInt64 {
+    static func memory(_ size: UInt64, _ option: String) throws(ToolError) -> Int {
         guard size >= 80 << 20 else { throw .usage("\(option) \(size) is too small: at least 80M, so that the largest request fits") }
-        return size
+        return Int(clamping: size)
     }
 
     /// Memory for one client. A larger request is served, too, but alone: so this can be small. Below 1 MiB, somebody forgot a suffix.
-    static func connectionMemory(_ size: UInt64, _ option: String) throws(ToolError) -> UInt64 {
+    static func connectionMemory(_ size: UInt64, _ option: String) throws(ToolError) -> Int {
         guard size >= 1 << 20 else { throw .usage("\(option) \(size) is too small: at least 1M") }
-        return size
+        return Int(clamping: size)
     }
 }

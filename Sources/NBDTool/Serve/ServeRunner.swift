@@ -108,24 +108,9 @@ struct ServeRunner {
     }
 
     private func configuration(_ listeners: [Listener], _ encryption: Encryption?) throws(ToolError) -> NBDServer.Configuration {
-        var configuration = NBDServer.Configuration(listeners: listeners)
-        configuration.defaultExport = plan.defaultExport
-        configuration.connectionLimit = plan.connectionLimit
-        configuration.peerConnectionLimit = plan.peerConnectionLimit
-        configuration.handshakeCountLimit = plan.handshakeCountLimit
-        configuration.peerHandshakeCountLimit = plan.peerHandshakeCountLimit
-        configuration.stallLimit = plan.stallLimit
-        configuration.progressLimit = plan.progressLimit
-        configuration.peerTimeLimit = plan.peerSilenceLimit
-        configuration.requestLimit = plan.requestLimit
-        configuration.handshakeLimit = plan.handshakeLimit
-        configuration.memoryLimit = Int(clamping: plan.memoryLimit)
-        configuration.connectionMemoryLimit = Int(clamping: plan.connectionMemoryLimit)
-        configuration.drainLimit = plan.drainLimit
-        configuration.pollLimit = plan.pollLimit
-        configuration.usesFastPath = plan.usesFastPath
+        var configuration = plan.server
+        configuration.listeners = listeners
         configuration.tls = encryption?.configuration
-        configuration.stopsAfterLastClient = plan.stopsAfterLastClient
         configuration.authorizer = plan.access.authorizer(encryption?.authorization)
         if plan.trace.isOn {
             let writer = try TraceWriter(plan.trace)
