@@ -281,7 +281,8 @@ extension WritePolicy {
             turnByteCount = isLocal ? 256 << 10 : 16 << 20
             longTurnByteCount = turnByteCount
         } else {
-            longTurnByteCount = isLocal ? 128 << 10 : 256 << 10
+            // Two of 64 KiB: the client sends the next two while we write two others. With four, who has four under way waits for us, and we for them.
+            longTurnByteCount = 128 << 10
             // Shorter ones are better written by the core that has their bytes in its cache. And over TCP both cores are at work anyway.
             if isLocal, loop.hasHelp { handOverFloor = 256 << 10 }
         }
