@@ -5,7 +5,7 @@ import NIOCore
 public final class BufferPool {
     /// Bytes of the smallest buffer made here.
     static let bufferByteCount = 64 << 10
-    /// Bytes of all buffers that are kept: those of four writes of a megabyte in tasks and of one that arrives, each with the next header.
+    /// Bytes of all buffers that are kept: those of four writes of a megabyte that are handed over and of one that arrives, each with the next header.
     static let keptByteCountLimit = 10 << 20
 
     /// What a task had is kept from so many bytes on: the system gives them with a fault and zeroes for each page. Shorter ones the C library has at

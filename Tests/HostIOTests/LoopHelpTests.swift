@@ -8,9 +8,8 @@ import Testing
     private static let loop = HostLoop.all.first { $0.helper != nil }
     private static let hasHelp: ConditionTrait = .enabled(if: loop != nil, "one core has no second loop")
 
-    private static func run<Result: Sendable>(_ body: @escaping @Sendable (HostLoop) -> Result) async throws -> Result {
-        let loop = try #require(Self.loop)
-        return await withCheckedContinuation { done in loop.execute { done.resume(returning: body(loop)) } }
+    private static func on<Result: Sendable>(_ loop: HostLoop, _ body: @escaping @Sendable () -> Result) async -> Result {
+        await withCheckedContinuation { done in loop.execute { done.resume(returning: body()) } }
     }
 
     private struct Places: Sendable {
@@ -45,9 +44,10 @@ import Testing
         let never = { @Sendable () -> Void in Issue.record("it was done") }
         #expect(!HostLoop.handOver(never, then: never))
         // A helper that falls asleep in between has time again: not each time.
+        let loop = try #require(Self.loop)
         var isRefused = false
         for _ in 0..<100 where !isRefused {
-            isRefused = try await Self.run { loop in
+            isRefused = await Self.on(loop) {
                 loop.helper?.isServing.store(true, ordering: .relaxed)
                 defer { loop.helper?.isServing.store(false, ordering: .relaxed) }
                 return !loop.hasHelp && !HostLoop.handOver({}, then: {})
@@ -59,7 +59,7 @@ import Testing
     @Test(hasHelp) func `goes to a loop that helps no other`() async throws {
         var helpers: [ObjectIdentifier: HostLoop] = [:]
         for loop in HostLoop.all {
-            let helper = await withCheckedContinuation { done in loop.execute { done.resume(returning: loop.helper) } }
+            let helper = await Self.on(loop) { loop.helper }
             guard let helper else { continue }
             #expect(helper !== loop)
             #expect(helpers.updateValue(loop, forKey: ObjectIdentifier(helper)) == nil)

@@ -78,13 +78,3 @@ func withFile(_ contents: [UInt8], isDirect: Bool = false, _ body: (HostFile) as
     defer { unlink(name) }
     try await body(try await HostFile.open(name, .init(isDirect: isDirect)))
 }
-
-extension HostFile {
-    func bytes(from offset: Int, _ count: Int) async throws(HostError) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0xEE, count: count)
-        var span = bytes.mutableSpan
-        var raw = span.mutableBytes
-        try await read(at: UInt64(offset), into: &raw)
-        return bytes
-    }
-}
